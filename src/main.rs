@@ -1,0 +1,3 @@
+//! The `tailwater` command: everything is in the library.
+
+fn main() {}

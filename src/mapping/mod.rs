@@ -1,0 +1,3 @@
+//! Mapping files: from the user's TOML to plans.
+
+pub mod plan;

@@ -1,0 +1,173 @@
+//! A mapping compiled against both live ends: names, types and keys are settled here, once, so that per row only bytes move.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::catalog::TableName;
+
+/// What the daemon knows of a change beside its columns: `{ meta = "…" }`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Meta {
+    /// Name of the `[source.NAME]`, as text.
+    Source,
+    /// `insert`, `update`, `delete` or `snapshot`, as text.
+    Op,
+    /// The transaction's commit LSN, as `pg_lsn`; of a snapshot row, the snapshot's point.
+    CommitLsn,
+    /// The transaction's commit time, as `timestamptz`; of a snapshot row, the snapshot's start.
+    CommitTs,
+    /// The source's 32-bit transaction id, as `bigint`; NULL in a snapshot row.
+    Xid,
+    /// When the sink's transaction ran, as `timestamptz`: the sink's `now()`.
+    SyncedAt,
+}
+
+/// How a masked column's value is replaced before it is written anywhere but the journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mask {
+    /// Keyed SHA-256 (HMAC with the configured salt) of the value's text, as 64 lowercase hex digits.
+    Sha256,
+}
+
+/// Where an input column's value comes from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputFrom {
+    /// A column of the source table.
+    Column(String),
+    Meta(Meta),
+}
+
+/// One column that a row carries from the decoder to the sink: the columns of the sink's stage.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Input {
+    /// Unique in the plan; a source column's own name, so that `sql` may use it.
+    pub name: String,
+    pub from: InputFrom,
+    /// The type it has in the stage, as SQL text of the sink: a source column's wire type, `text` for one that has no
+    /// binary form or that is an enum.
+    pub stage_type: String,
+    /// OID of `stage_type` on the sink.
+    pub stage_type_oid: u32,
+    /// Its binary form cannot stand in an `unnest` argument: arrays and composites.
+    pub nested: bool,
+    /// An UPDATE may leave it unsent.
+    pub toastable: bool,
+    pub mask: Option<Mask>,
+}
+
+/// Where a target column's value comes from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputFrom {
+    /// An input, as it is. `cast` says that the types differ and the value goes through an assignment cast.
+    Input { input: usize, cast: bool },
+    /// An SQL expression of the sink over the inputs' names (quoted identifiers of the stage row).
+    Sql {
+        text: String,
+        /// Inputs that the text may read.
+        inputs: Vec<usize>,
+    },
+}
+
+/// One column of the target that the plan writes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Output {
+    pub column: String,
+    /// The target column's type as SQL text, with modifier.
+    pub target_type: String,
+    pub from: OutputFrom,
+}
+
+/// What a row of the source does to the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// One target row per key, the latest.
+    #[default]
+    Upsert,
+    /// Every change is a new row; keys are not looked at.
+    Append,
+    /// A key that exists is left alone.
+    InsertNew,
+}
+
+/// What a DELETE (and a TRUNCATE) of the source does to the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeleteMode {
+    /// The row goes.
+    #[default]
+    Hard,
+    /// The row stays and its `deleted_column` becomes true.
+    Soft,
+    /// Nothing happens.
+    Ignore,
+}
+
+/// One `[table."schema.name"]` for one source and one Postgres sink, compiled.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Plan {
+    /// The `[source.NAME]`.
+    pub source: String,
+    /// The `[sink.NAME]`.
+    pub sink: String,
+    pub from: TableName,
+    pub target: TableName,
+    pub inputs: Vec<Input>,
+    pub outputs: Vec<Output>,
+    /// Outputs that form the target's key, in the mapping's order.
+    pub key: Vec<usize>,
+    /// Inputs from which the key is made; all of them belong to the source table's replica identity.
+    pub key_inputs: Vec<usize>,
+    /// `where`, in the sink's SQL over the inputs' names; rows for which it is not true are not in the target.
+    pub filter: Option<String>,
+    /// Inputs that `filter` may read.
+    pub filter_inputs: Vec<usize>,
+    pub mode: Mode,
+    pub delete: DeleteMode,
+    /// The boolean column that `delete = "soft"` sets.
+    pub deleted_column: Option<String>,
+    /// Several sources feed the target: a TRUNCATE touches only rows whose key says this source.
+    pub shared_target: bool,
+    /// Target tables that this one's foreign keys point to.
+    pub parents: Vec<TableName>,
+    /// Columns that the source query of a snapshot reads, in the inputs' order, meta inputs left out.
+    pub source_columns: Vec<String>,
+    /// `columns = "*"`: a column added at the source is to be added here.
+    pub follows_columns: bool,
+}
+
+/// `refresh = …` of a `[view]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefreshMode {
+    /// Concurrently where a unique index allows it, else plain: the default.
+    #[default]
+    Auto,
+    /// Readers are never blocked; needs a unique index without predicate.
+    Concurrently,
+    /// Readers wait while it runs.
+    Plain,
+}
+
+/// One `[view."schema.name"]` for one sink, compiled.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ViewPlan {
+    pub sink: String,
+    pub view: TableName,
+    pub refresh: RefreshMode,
+    /// Not more often than this.
+    pub every: Duration,
+}
+
+/// What one source must publish of one table.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Published {
+    pub table: TableName,
+    /// The publication's column list; `None` publishes all columns (and those added later).
+    pub columns: Option<Vec<String>>,
+}
