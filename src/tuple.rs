@@ -39,6 +39,7 @@ pub struct TupleError {
 #[derive(Clone, Copy)]
 pub struct Tuple<'a> {
     bytes: &'a [u8],
+    has_unchanged: bool,
 }
 
 impl<'a> Tuple<'a> {
@@ -46,17 +47,24 @@ impl<'a> Tuple<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<(Tuple<'a>, usize), TupleError> {
         let mut rest = bytes;
         let count = take_u16(&mut rest).ok_or(TupleError { column: 0 })?;
+        let mut has_unchanged = false;
         for column in 0..usize::from(count) {
-            take_cell(&mut rest).ok_or(TupleError { column })?;
+            let cell = take_cell(&mut rest).ok_or(TupleError { column })?;
+            has_unchanged |= matches!(cell, Cell::Unchanged);
         }
         let length = bytes.len() - rest.len();
-        Ok((Tuple { bytes: &bytes[..length] }, length))
+        Ok((Tuple { bytes: &bytes[..length], has_unchanged }, length))
     }
 
-    /// A row that `parse` accepted before, given again as the bytes it covered.
-    pub fn trusted(bytes: &'a [u8]) -> Tuple<'a> {
+    /// The cells of a row that `parse` accepted before, given again as the bytes it covered.
+    pub fn trusted_cells(bytes: &'a [u8]) -> Cells<'a> {
         debug_assert!(Tuple::parse(bytes).is_ok_and(|(_, length)| length == bytes.len()));
-        Tuple { bytes }
+        Cells { rest: &bytes[2..] }
+    }
+
+    /// Some column is an unchanged TOASTed value that was not sent.
+    pub fn has_unchanged(&self) -> bool {
+        self.has_unchanged
     }
 
     /// The bytes that the row covers on the wire.
