@@ -25,15 +25,15 @@ pub mod pgoutput;
 // Floor 2: configuration and mapping, pure.
 pub mod config;
 pub mod mapping;
-// Floor 3: decisions and contracts, pure.
+// Floor 3: decisions and contracts, pure. (Of `sink` only the contract, `sink/mod.rs`; the sinks stand on floor 4.)
 pub mod batch;
 pub mod ledger;
 pub mod retry;
+pub mod sink;
 pub mod verdict;
 // Floor 4: edges, async, one outside each.
 pub mod journal;
 pub mod postgres;
-pub mod sink;
 pub mod source;
 pub mod wire;
 // Floor 5: running it.

@@ -1,3 +1,4 @@
 //! Mapping files: from the user's TOML to plans.
 
+pub mod bind;
 pub mod plan;

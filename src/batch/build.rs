@@ -1,0 +1,394 @@
+//! Building batches: blocks of frames go in, batches come out at transaction boundaries.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::fold::{Fold, KeyMissing};
+use super::{Batch, BatchEnd, RowOp, RowRef};
+use crate::assemble::{AssembleError, Assembler, Begin, Change, Step};
+use crate::catalog::TableName;
+use crate::checkpoint::{Checkpoint, UnixMicros};
+use crate::frame::{self, FrameError};
+use crate::lsn::Lsn;
+use crate::mapping::bind::{BindError, Binding};
+use crate::mapping::plan::Plan;
+use crate::pgoutput::Relation;
+use crate::tuple::Tuple;
+
+/// When a batch is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchLimits {
+    /// Rows of the target, before folding.
+    pub rows: usize,
+    /// Bytes of the blocks that the batch keeps alive.
+    pub bytes: usize,
+    /// Source transactions.
+    pub commits: u64,
+}
+
+/// Why a stream cannot be turned into batches.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BuildError {
+    #[error("journal holds what is no frame")]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Assemble(#[from] AssembleError),
+    /// Concerns one table only.
+    #[error("table \"{target}\" cannot take the changes of transaction {commit_lsn}: {cause}")]
+    Table { plan_index: usize, target: String, commit_lsn: Lsn, cause: TableCause },
+}
+
+/// What is wrong with one table's changes.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TableCause {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Key(#[from] KeyMissing),
+}
+
+/// Whether a table takes changes from the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taking {
+    /// Not yet, or not any more: its changes are left out.
+    No,
+    /// Changes of transactions that commit at this LSN or later; earlier ones are in its snapshot.
+    From(Lsn),
+}
+
+/// How far a block was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// All of it.
+    Whole,
+    /// The batch is full; the block's frames from this byte on belong to the next one.
+    Until(usize),
+}
+
+/// A target's place in the builder.
+struct Route {
+    plan: Arc<Plan>,
+    taking: Taking,
+    trusts_inserts: bool,
+    /// Index into `folds` while the table is in the batch.
+    fold: Option<usize>,
+    /// The layout of the relation it was last bound to.
+    bound: Option<(Arc<Relation>, Arc<Binding>)>,
+}
+
+/// Turns a stream of frames into batches for one sink.
+pub struct Builder {
+    assembler: Assembler,
+    routes: Vec<Route>,
+    /// Per relation of the assembler: the routes fed by it.
+    fed: Vec<Vec<usize>>,
+    folds: Vec<Fold>,
+    blocks: Vec<Bytes>,
+    block_bytes: usize,
+    transactions: Vec<Begin>,
+    commits: u64,
+    oldest_commit_ts: Option<UnixMicros>,
+    rows: usize,
+    /// Where the sink stands: transactions that commit before it are left out.
+    start: Lsn,
+    /// The open transaction is to be left out.
+    skipping: bool,
+    /// Checkpoint of the last transaction that was taken whole.
+    reached: Checkpoint,
+    /// A part of the open transaction was handed out.
+    split: bool,
+    limits: BatchLimits,
+}
+
+impl Builder {
+    /// A builder for a sink that stands at `checkpoint`.
+    pub fn new(plans: &[Arc<Plan>], checkpoint: Checkpoint, limits: BatchLimits) -> Self {
+        let route = |plan: &Arc<Plan>| Route {
+            plan: plan.clone(),
+            taking: Taking::No,
+            trusts_inserts: true,
+            fold: None,
+            bound: None,
+        };
+        Builder {
+            assembler: Assembler::default(),
+            routes: plans.iter().map(route).collect(),
+            fed: Vec::new(),
+            folds: Vec::new(),
+            blocks: Vec::new(),
+            block_bytes: 0,
+            transactions: Vec::new(),
+            commits: 0,
+            oldest_commit_ts: None,
+            rows: 0,
+            start: checkpoint.end_lsn,
+            skipping: false,
+            reached: checkpoint,
+            split: false,
+            limits,
+        }
+    }
+
+    /// Says whether a table takes changes. Only between batches.
+    pub fn set_taking(&mut self, plan_index: usize, taking: Taking) {
+        assert!(self.routes[plan_index].fold.is_none(), "a table's state changes between batches only");
+        self.routes[plan_index].taking = taking;
+    }
+
+    /// Inserts no longer prove that the target lacks the key: while catching up, replaying, or after a conflict.
+    pub fn distrust_inserts(&mut self, plan_index: usize) {
+        self.routes[plan_index].trusts_inserts = false;
+    }
+
+    pub fn set_limits(&mut self, limits: BatchLimits) {
+        self.limits = limits;
+    }
+
+    /// Frames, relations or rows wait in it.
+    pub fn is_empty(&self) -> bool {
+        self.commits == 0 && self.rows == 0 && self.folds.is_empty()
+    }
+
+    /// Between transactions.
+    pub fn at_boundary(&self) -> bool {
+        self.assembler.open().is_none()
+    }
+
+    /// The boundary that everything taken so far reaches.
+    pub fn reached(&self) -> Checkpoint {
+        self.reached
+    }
+
+    /// No more should be put in before a batch is taken out.
+    pub fn is_full(&self) -> bool {
+        self.rows >= self.limits.rows || self.block_bytes >= self.limits.bytes || self.commits >= self.limits.commits
+    }
+
+    /// Commit time of the oldest transaction that waits.
+    pub fn oldest_commit_ts(&self) -> Option<UnixMicros> {
+        self.oldest_commit_ts
+    }
+
+    /// Takes the frames of a block from `from` on. Stops early when the batch is full at a commit.
+    ///
+    /// # Errors
+    /// The stream is broken, or one table's changes cannot be taken; nothing of the batch may then be used.
+    pub fn push(&mut self, block: &Bytes, from: usize) -> Result<Taken, BuildError> {
+        let block_index = u32::try_from(self.blocks.len()).expect("a batch holds fewer than 2^32 blocks");
+        let mut at = from;
+        self.blocks.push(block.clone());
+        self.block_bytes += block.len() - from;
+        while at < block.len() {
+            let Some((frame, length)) = frame::take(&block[at..])? else {
+                return Err(BuildError::Frame(FrameError::Length(-1)));
+            };
+            let step = self.assembler.push(frame)?;
+            at += length;
+            match step {
+                Step::Change { relation, change, .. } => {
+                    if !self.skipping {
+                        self.change(block, block_index, relation, &change)?;
+                        // A transaction that outgrows the batch is handed out in parts, by rows rather than by blocks.
+                        if self.rows >= self.limits.rows && at < block.len() {
+                            return Ok(Taken::Until(at));
+                        }
+                    }
+                }
+                Step::Begin(begin) => self.begin(begin),
+                Step::Commit(checkpoint) => {
+                    self.commit(checkpoint);
+                    if self.is_full() && at < block.len() {
+                        return Ok(Taken::Until(at));
+                    }
+                }
+                Step::Relation(index) => self.feed(index),
+                Step::Truncate { truncate, .. } => {
+                    if !self.skipping {
+                        for oid in truncate.relations() {
+                            self.truncate(oid)?;
+                        }
+                    }
+                }
+                Step::Idle(lsn) => self.idle(lsn),
+                Step::Quiet => {}
+            }
+        }
+        if self.folds.is_empty() {
+            // No row points into the blocks.
+            self.blocks.clear();
+            self.block_bytes = 0;
+        }
+        Ok(Taken::Whole)
+    }
+
+    /// The connection was lost inside a transaction. Call only when no part of it was handed out; otherwise the sink's
+    /// transaction has to be rolled back and the builder made anew.
+    pub fn has_split_transaction(&self) -> bool {
+        self.split
+    }
+
+    /// The batch so far: whole transactions if at a boundary, else a part of the open one.
+    pub fn take(&mut self) -> Batch {
+        let end = if self.at_boundary() { BatchEnd::Commit(self.reached) } else { BatchEnd::Open };
+        self.split = end == BatchEnd::Open;
+        for route in &mut self.routes {
+            route.fold = None;
+        }
+        self.rows = 0;
+        self.block_bytes = 0;
+        let transactions = std::mem::take(&mut self.transactions);
+        if let (Some(open), false) = (self.assembler.open(), self.skipping) {
+            self.transactions.push(open);
+        }
+        Batch {
+            blocks: std::mem::take(&mut self.blocks),
+            transactions,
+            tables: std::mem::take(&mut self.folds).into_iter().map(Fold::finish).collect(),
+            end,
+            commits: std::mem::take(&mut self.commits),
+            oldest_commit_ts: self.oldest_commit_ts.take(),
+        }
+    }
+
+    fn begin(&mut self, begin: Begin) {
+        // A commit record that starts before the sink's position was applied; the next one starts there at the earliest.
+        self.skipping = begin.commit_lsn < self.start;
+        if !self.skipping {
+            self.transactions.push(begin);
+            self.oldest_commit_ts.get_or_insert(begin.commit_ts);
+        }
+    }
+
+    fn commit(&mut self, checkpoint: Checkpoint) {
+        if std::mem::take(&mut self.skipping) {
+            return;
+        }
+        assert!(checkpoint.end_lsn > self.reached.end_lsn, "commits go back: {} then {}", self.reached.end_lsn, checkpoint.end_lsn);
+        self.reached = checkpoint;
+        self.commits += 1;
+    }
+
+    fn idle(&mut self, lsn: Lsn) {
+        if lsn > self.reached.end_lsn {
+            self.reached = Checkpoint { commit_lsn: lsn, end_lsn: lsn, ordinal: 0, commit_ts: self.reached.commit_ts };
+        }
+    }
+
+    /// A relation was described: find the tables it feeds.
+    fn feed(&mut self, index: usize) {
+        let relation = &self.assembler.relations()[index];
+        if self.fed.len() <= index {
+            self.fed.resize_with(index + 1, Vec::new);
+        }
+        let is_fed = |(_, route): &(usize, &Route)| route.plan.from == relation.name;
+        self.fed[index] = self.routes.iter().enumerate().filter(is_fed).map(|(route, _)| route).collect();
+    }
+
+    #[inline]
+    fn change(&mut self, block: &Bytes, block_index: u32, relation: usize, change: &Change<'_>) -> Result<(), BuildError> {
+        for fed in 0..self.fed[relation].len() {
+            let route = self.fed[relation][fed];
+            if !self.takes(route) {
+                continue;
+            }
+            let fold = self.fold_for(route, relation)?;
+            let fold = &mut self.folds[fold];
+            let transaction = u32::try_from(self.transactions.len() - 1).expect("few transactions in a batch");
+            let binding = fold.binding();
+            let row = |tuple: &Tuple<'_>, key_only, op| RowRef {
+                block: block_index,
+                start: place(block, tuple.bytes()),
+                length: u32::try_from(tuple.bytes().len()).expect("a row is shorter than 4 GiB"),
+                binding,
+                key_only,
+                has_unchanged: tuple.has_unchanged(),
+                earlier: None,
+                transaction,
+                op,
+            };
+            let done = match change {
+                Change::Insert { new } => fold.insert(&self.blocks, row(new, false, RowOp::Insert)),
+                Change::Update { old, new } => {
+                    let old = old.as_ref().map(|old| row(&old.tuple(), is_key_only(old), RowOp::Update));
+                    fold.update(&self.blocks, old, row(new, false, RowOp::Update))
+                }
+                Change::Delete { old } => fold.delete(&self.blocks, row(&old.tuple(), is_key_only(old), RowOp::Delete)),
+            };
+            done.map_err(|missing| self.table_error(route, missing.into()))?;
+            self.rows += 1;
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, oid: u32) -> Result<(), BuildError> {
+        let Some(relation) = self.assembler.index_of(oid) else {
+            return Err(AssembleError::UnknownRelation { oid }.into());
+        };
+        for route in self.fed[relation].clone() {
+            if self.takes(route) {
+                let fold = self.fold_for(route, relation)?;
+                self.folds[fold].truncate();
+            }
+        }
+        Ok(())
+    }
+
+    fn takes(&self, route: usize) -> bool {
+        match self.routes[route].taking {
+            Taking::No => false,
+            Taking::From(lsn) => self.assembler.open().is_some_and(|open| open.commit_lsn >= lsn),
+        }
+    }
+
+    /// The route's fold in this batch, bound to the relation's present layout.
+    fn fold_for(&mut self, route_index: usize, relation: usize) -> Result<usize, BuildError> {
+        let relation = &self.assembler.relations()[relation];
+        let route = &mut self.routes[route_index];
+        let binding = match &route.bound {
+            Some((bound, binding)) if Arc::ptr_eq(bound, relation) => binding.clone(),
+            _ => match Binding::new(&route.plan, relation) {
+                Ok(binding) => {
+                    let binding = Arc::new(binding);
+                    route.bound = Some((relation.clone(), binding.clone()));
+                    binding
+                }
+                Err(error) => return Err(self.table_error(route_index, error.into())),
+            },
+        };
+        let fold = match route.fold {
+            Some(fold) => fold,
+            None => {
+                self.folds.push(Fold::new(route_index, &binding, route.trusts_inserts));
+                *route.fold.insert(self.folds.len() - 1)
+            }
+        };
+        if !self.folds[fold].is_bound_to(&binding) {
+            self.folds[fold].rebind(&binding);
+        }
+        Ok(fold)
+    }
+
+    fn table_error(&self, route: usize, cause: TableCause) -> BuildError {
+        BuildError::Table {
+            plan_index: route,
+            target: self.target(route).to_string(),
+            commit_lsn: self.assembler.open().map_or(Lsn::ZERO, |open| open.commit_lsn),
+            cause,
+        }
+    }
+
+    fn target(&self, route: usize) -> &TableName {
+        &self.routes[route].plan.target
+    }
+}
+
+fn is_key_only(old: &crate::pgoutput::Old<'_>) -> bool {
+    matches!(old, crate::pgoutput::Old::Key(_))
+}
+
+/// Where a row that was read in place stands in its block.
+fn place(block: &Bytes, row: &[u8]) -> u32 {
+    let offset = row.as_ptr().addr() - block.as_ptr().addr();
+    u32::try_from(offset).expect("a block is shorter than 4 GiB")
+}

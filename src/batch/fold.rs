@@ -1,0 +1,312 @@
+//! Folding: many changes of a key become one net effect, so that the sink touches each row once.
+//!
+//! The result equals applying the changes in order, because all that a later change leaves open (unchanged TOASTed
+//! values) is looked up along the chain of earlier images, and because a key's fate is decided by its last change
+//! together with whether the target held it before. `tests` compare it with a sequential model.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use super::{Counts, Entry, Net, RowRef, TableBatch, cell_at};
+use crate::mapping::bind::Binding;
+use crate::mapping::plan::{DeleteMode, Mode, Plan};
+use crate::tuple::Cell;
+
+/// A key column came as "unchanged" and no old row carries it: the source did not log its key.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a change of \"{table}\" does not carry the row's key")]
+pub struct KeyMissing {
+    pub table: String,
+}
+
+/// Bytes of a key in the fold's arena, with their hash.
+#[derive(Clone, Copy)]
+struct Key {
+    hash: u64,
+    start: u32,
+    length: u32,
+}
+
+/// One table's part of a batch while it is built.
+pub struct Fold {
+    plan_index: usize,
+    plan: Arc<Plan>,
+    bindings: Vec<Arc<Binding>>,
+    rows: Vec<RowRef>,
+    truncate: bool,
+    entries: Vec<Entry>,
+    keys: Vec<Key>,
+    key_bytes: Vec<u8>,
+    by_key: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+    counts: Counts,
+    /// An insert proves that the target does not hold the key. Not so while a table catches up or is replayed.
+    trusts_inserts: bool,
+}
+
+impl Fold {
+    pub fn new(plan_index: usize, binding: &Arc<Binding>, trusts_inserts: bool) -> Self {
+        Fold {
+            plan_index,
+            plan: binding.plan.clone(),
+            bindings: vec![binding.clone()],
+            rows: Vec::new(),
+            truncate: false,
+            entries: Vec::new(),
+            keys: Vec::new(),
+            key_bytes: Vec::new(),
+            by_key: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            counts: Counts::default(),
+            trusts_inserts,
+        }
+    }
+
+    /// The table's layout changed inside the batch: rows from here on are read by this binding.
+    pub fn rebind(&mut self, binding: &Arc<Binding>) {
+        self.bindings.push(binding.clone());
+    }
+
+    /// The layout that new rows have.
+    pub fn binding(&self) -> u16 {
+        u16::try_from(self.bindings.len() - 1).expect("a table changes its layout less than 65,536 times in a batch")
+    }
+
+    pub fn is_bound_to(&self, binding: &Arc<Binding>) -> bool {
+        self.bindings.last().is_some_and(|last| Arc::ptr_eq(last, binding))
+    }
+
+    /// Rows held so far.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && !self.truncate
+    }
+
+    fn add_row(&mut self, row: RowRef) -> u32 {
+        self.rows.push(row);
+        u32::try_from(self.rows.len() - 1).expect("a batch holds fewer than 2^32 rows")
+    }
+
+    /// Takes an INSERT.
+    ///
+    /// # Errors
+    /// The row does not carry its key.
+    pub fn insert(&mut self, blocks: &[Bytes], new: RowRef) -> Result<(), KeyMissing> {
+        self.counts.inserts += 1;
+        let row = self.add_row(new);
+        if self.plan.mode == Mode::Append {
+            self.push_unkeyed(row);
+            return Ok(());
+        }
+        let key = self.key(blocks, row)?;
+        let known = if self.trusts_inserts { Net::Insert } else { Net::Upsert };
+        match self.find(key) {
+            Some(entry) => {
+                let before = self.entries[entry].net;
+                // What came and went in this batch was absent before it; anything else may be in the target.
+                let net = if before == Net::Nothing { known } else { Net::Upsert };
+                self.entries[entry] = Entry { net, row, origin: None };
+            }
+            None => self.push(key, Entry { net: known, row, origin: None }),
+        }
+        Ok(())
+    }
+
+    /// Takes an UPDATE with the old row if one was sent.
+    ///
+    /// # Errors
+    /// Neither row carries the key.
+    pub fn update(&mut self, blocks: &[Bytes], old: Option<RowRef>, mut new: RowRef) -> Result<(), KeyMissing> {
+        self.counts.updates += 1;
+        let old = old.map(|old| self.add_row(old));
+        // The old image answers for unchanged values: all of them under REPLICA IDENTITY FULL, else a TOASTed key.
+        new.earlier = old.filter(|_| new.has_unchanged);
+        let has_unchanged = new.has_unchanged;
+        let row = self.add_row(new);
+        if self.plan.mode == Mode::Append {
+            self.push_unkeyed(row);
+            return Ok(());
+        }
+        let new_key = self.key(blocks, row)?;
+        let old_key = match old {
+            Some(old) => self.key(blocks, old)?,
+            None => new_key,
+        };
+        if self.same(old_key, new_key) {
+            self.replace(new_key, row, old, has_unchanged);
+        } else {
+            self.relocate(old_key, new_key, old.expect("keys differ, so there is an old row"), row, has_unchanged);
+        }
+        Ok(())
+    }
+
+    /// The row keeps its key.
+    fn replace(&mut self, key: Key, row: u32, old: Option<u32>, has_unchanged: bool) {
+        match self.find(key) {
+            Some(entry) => {
+                let before = self.entries[entry];
+                if has_unchanged {
+                    self.chain(old.unwrap_or(row), before.row);
+                }
+                let (net, origin) = match before.net {
+                    Net::Insert => (Net::Insert, None),
+                    Net::Upsert => (Net::Upsert, before.origin),
+                    Net::Delete | Net::MovedAway | Net::Nothing => (Net::Upsert, None),
+                };
+                self.entries[entry] = Entry { net, row, origin };
+            }
+            None => self.push(key, Entry { net: Net::Upsert, row, origin: None }),
+        }
+    }
+
+    /// The row moves from one key to another: it leaves the old one and takes its history along.
+    fn relocate(&mut self, old_key: Key, new_key: Key, old: u32, row: u32, has_unchanged: bool) {
+        let mut origin = Some(old);
+        match self.find(old_key) {
+            Some(entry) => {
+                let before = self.entries[entry];
+                if has_unchanged {
+                    self.chain(old, before.row);
+                }
+                match before.net {
+                    // Born in this batch: the target has no old row, and the chain knows every value.
+                    Net::Insert => {
+                        self.entries[entry].net = Net::Nothing;
+                        origin = None;
+                    }
+                    Net::Upsert | Net::Delete | Net::MovedAway | Net::Nothing => {
+                        origin = before.origin.or(origin);
+                        self.entries[entry] = Entry { net: Net::MovedAway, row: old, origin: None };
+                    }
+                }
+            }
+            None => self.push(old_key, Entry { net: Net::MovedAway, row: old, origin: None }),
+        }
+        let origin = origin.filter(|_| has_unchanged);
+        match self.find(new_key) {
+            Some(entry) => self.entries[entry] = Entry { net: Net::Upsert, row, origin },
+            None => self.push(new_key, Entry { net: Net::Upsert, row, origin }),
+        }
+    }
+
+    /// Takes a DELETE.
+    ///
+    /// # Errors
+    /// The old row does not carry the key.
+    pub fn delete(&mut self, blocks: &[Bytes], old: RowRef) -> Result<(), KeyMissing> {
+        self.counts.deletes += 1;
+        if self.plan.mode == Mode::Append || self.plan.delete == DeleteMode::Ignore {
+            return Ok(());
+        }
+        let row = self.add_row(old);
+        let key = self.key(blocks, row)?;
+        match self.find(key) {
+            Some(entry) => {
+                let net = match self.entries[entry].net {
+                    // A soft delete leaves a trace even of what came and went; a hard one does not.
+                    Net::Insert if self.plan.delete == DeleteMode::Hard => Net::Nothing,
+                    Net::Nothing => Net::Nothing,
+                    Net::Insert | Net::Upsert | Net::Delete | Net::MovedAway => Net::Delete,
+                };
+                self.entries[entry] = Entry { net, row, origin: None };
+            }
+            None => self.push(key, Entry { net: Net::Delete, row, origin: None }),
+        }
+        Ok(())
+    }
+
+    /// Takes a TRUNCATE: all before it in the batch is void.
+    pub fn truncate(&mut self) {
+        self.counts.truncates += 1;
+        if self.plan.delete == DeleteMode::Ignore || self.plan.mode == Mode::Append {
+            return;
+        }
+        self.truncate = true;
+        self.entries.clear();
+        self.keys.clear();
+        self.key_bytes.clear();
+        self.by_key.clear();
+        self.rows.clear();
+    }
+
+    /// The finished part.
+    pub fn finish(self) -> TableBatch {
+        TableBatch {
+            plan_index: self.plan_index,
+            plan: self.plan,
+            bindings: self.bindings,
+            rows: self.rows,
+            truncate: self.truncate,
+            entries: self.entries,
+            counts: self.counts,
+        }
+    }
+
+    /// Puts `earlier` at the end of the chain that starts at `row`.
+    fn chain(&mut self, row: u32, earlier: u32) {
+        let mut last = row;
+        while let Some(next) = self.rows[last as usize].earlier {
+            last = next;
+        }
+        if last != earlier {
+            self.rows[last as usize].earlier = Some(earlier);
+        }
+    }
+
+    fn push_unkeyed(&mut self, row: u32) {
+        self.entries.push(Entry { net: Net::Insert, row, origin: None });
+    }
+
+    fn push(&mut self, key: Key, entry: Entry) {
+        let index = u32::try_from(self.entries.len()).expect("a batch holds fewer than 2^32 rows");
+        self.entries.push(entry);
+        self.keys.push(key);
+        let keys = &self.keys;
+        self.by_key.insert_unique(key.hash, index, |&other| keys[other as usize].hash);
+    }
+
+    fn find(&self, key: Key) -> Option<usize> {
+        let wanted = self.bytes(key);
+        let is_same = |&index: &u32| {
+            let other = self.keys[index as usize];
+            other.hash == key.hash && self.bytes(other) == wanted
+        };
+        self.by_key.find(key.hash, is_same).map(|&index| index as usize)
+    }
+
+    fn same(&self, one: Key, other: Key) -> bool {
+        one.hash == other.hash && self.bytes(one) == self.bytes(other)
+    }
+
+    fn bytes(&self, key: Key) -> &[u8] {
+        &self.key_bytes[key.start as usize..key.start as usize + key.length as usize]
+    }
+
+    /// Writes the key of a row into the arena.
+    fn key(&mut self, blocks: &[Bytes], row: u32) -> Result<Key, KeyMissing> {
+        let start = self.key_bytes.len();
+        let binding = self.bindings[self.rows[row as usize].binding as usize].clone();
+        for &column in &binding.key_columns {
+            match cell_at(blocks, &self.rows, &self.bindings, row, column) {
+                Cell::Text(value) | Cell::Binary(value) => {
+                    let length = u32::try_from(value.len()).expect("a value is shorter than 4 GiB");
+                    self.key_bytes.extend_from_slice(&length.to_be_bytes());
+                    self.key_bytes.extend_from_slice(value);
+                }
+                Cell::Null => self.key_bytes.extend_from_slice(&u32::MAX.to_be_bytes()),
+                Cell::Unchanged => return Err(KeyMissing { table: self.plan.from.to_string() }),
+            }
+        }
+        let bytes = &self.key_bytes[start..];
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(bytes);
+        let length = u32::try_from(bytes.len()).expect("a key is shorter than 4 GiB");
+        Ok(Key { hash: hasher.finish(), start: u32::try_from(start).expect("keys of a batch fit 4 GiB"), length })
+    }
+}

@@ -1,0 +1,176 @@
+//! A batch: whole source transactions, folded per key to their net effect, with the checkpoint that becomes true when it
+//! is applied. Rows stay where they arrived, in the journal's blocks; a batch only points at them.
+
+mod build;
+mod fold;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use build::{BatchLimits, BuildError, Builder, TableCause, Taken, Taking};
+pub use fold::Fold;
+
+use crate::assemble::Begin;
+use crate::checkpoint::{Checkpoint, UnixMicros};
+use crate::mapping::bind::Binding;
+use crate::mapping::plan::Plan;
+use crate::tuple::{Cell, Tuple};
+
+/// A row on the wire, pointed at.
+#[derive(Clone, Debug)]
+pub struct RowRef {
+    /// Index into [`Batch::blocks`].
+    pub block: u32,
+    pub start: u32,
+    pub length: u32,
+    /// Index into [`TableBatch::bindings`]: the layout the row was sent in.
+    pub binding: u16,
+    /// A key-only old row: columns outside the replica identity read NULL and say nothing.
+    pub key_only: bool,
+    /// Some cell is an unchanged TOASTed value.
+    pub has_unchanged: bool,
+    /// An earlier image of the same row, where an unchanged value is looked for.
+    pub earlier: Option<u32>,
+    /// Index into [`Batch::transactions`].
+    pub transaction: u32,
+    pub op: RowOp,
+}
+
+/// The change that made a row, for `{ meta = "op" }`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RowOp {
+    Insert,
+    Update,
+    Delete,
+}
+
+/// The net effect of a batch on one key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Net {
+    /// The target does not hold the key (as far as the stream knows): the row is new.
+    Insert,
+    /// The row replaces what the target holds, if anything.
+    Upsert,
+    /// The key is deleted at the source.
+    Delete,
+    /// The key's row was given another key: it goes, even where deletes are soft or ignored.
+    MovedAway,
+    /// Came and went within the batch.
+    Nothing,
+}
+
+/// One key's net effect.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub net: Net,
+    /// The row, or for a delete an old row that holds the key. Index into [`TableBatch::rows`].
+    pub row: u32,
+    /// Where the row stood before the batch if its key changed: a row that holds that key. Unchanged values that the batch
+    /// does not know are found there.
+    pub origin: Option<u32>,
+}
+
+/// What a batch does to one target table.
+#[derive(Debug)]
+pub struct TableBatch {
+    /// Index of the plan in the builder's list.
+    pub plan_index: usize,
+    pub plan: Arc<Plan>,
+    pub bindings: Vec<Arc<Binding>>,
+    pub rows: Vec<RowRef>,
+    /// The table is emptied before anything else.
+    pub truncate: bool,
+    pub entries: Vec<Entry>,
+    pub counts: Counts,
+}
+
+/// Changes of the source that went into a table's batch, before folding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    pub inserts: u64,
+    pub updates: u64,
+    pub deletes: u64,
+    pub truncates: u64,
+}
+
+impl Counts {
+    pub fn total(&self) -> u64 {
+        self.inserts + self.updates + self.deletes + self.truncates
+    }
+}
+
+/// How a batch ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BatchEnd {
+    /// Inside a transaction too large for one batch: the sink keeps its own transaction open for the next part.
+    Open,
+    /// At a boundary; the checkpoint is recorded with the rows.
+    Commit(Checkpoint),
+}
+
+/// One unit of application.
+#[derive(Debug)]
+pub struct Batch {
+    pub blocks: Vec<Bytes>,
+    /// The source transactions that rows refer to.
+    pub transactions: Vec<Begin>,
+    pub tables: Vec<TableBatch>,
+    pub end: BatchEnd,
+    /// Source transactions that end in this batch, those without a mapped row included.
+    pub commits: u64,
+    /// Commit time of the oldest transaction in it.
+    pub oldest_commit_ts: Option<UnixMicros>,
+}
+
+impl Batch {
+    /// Changes of the source in all tables, before folding.
+    pub fn changes(&self) -> u64 {
+        self.tables.iter().map(|table| table.counts.total()).sum()
+    }
+
+    /// Nothing but a checkpoint.
+    pub fn is_rowless(&self) -> bool {
+        self.tables.iter().all(|table| table.entries.is_empty() && !table.truncate)
+    }
+
+    /// The cells of a row, in wire order; unchanged values not looked up.
+    pub fn cells(&self, row: &RowRef) -> crate::tuple::Cells<'_> {
+        Tuple::trusted_cells(self.bytes(row))
+    }
+
+    fn bytes(&self, row: &RowRef) -> &[u8] {
+        &self.blocks[row.block as usize][row.range()]
+    }
+
+    /// One cell of a row; an unchanged value is looked for in its earlier images. `Unchanged` means that only the
+    /// target has it.
+    pub fn cell(&self, table: &TableBatch, row: u32, wire_column: usize) -> Cell<'_> {
+        cell_at(&self.blocks, &table.rows, &table.bindings, row, wire_column)
+    }
+}
+
+impl RowRef {
+    fn range(&self) -> Range<usize> {
+        self.start as usize..self.start as usize + self.length as usize
+    }
+}
+
+fn cell_at<'a>(blocks: &'a [Bytes], rows: &[RowRef], bindings: &[Arc<Binding>], row: u32, column: usize) -> Cell<'a> {
+    let mut next = Some(row);
+    while let Some(index) = next {
+        let row = &rows[index as usize];
+        // A key-only image has NULL for what it does not know; that is no value.
+        let knows = !row.key_only || bindings[row.binding as usize].identity[column];
+        if knows {
+            let bytes = &blocks[row.block as usize][row.range()];
+            match Tuple::trusted_cells(bytes).nth(column) {
+                Some(Cell::Unchanged) | None => {}
+                Some(cell) => return cell,
+            }
+        }
+        next = row.earlier;
+    }
+    Cell::Unchanged
+}

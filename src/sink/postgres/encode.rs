@@ -1,0 +1,223 @@
+//! Rows into Postgres's binary formats: COPY rows for stages and targets, arrays for `unnest`.
+//!
+//! pgoutput sends values in the binary form that COPY takes, so a value is copied once, from the journal's block into the
+//! buffer that goes to the socket, and never parsed.
+//!
+//! Postgres docs, "COPY", Binary Format; array form as `array_recv` reads it (`src/backend/utils/adt/arrayfuncs.c`).
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use super::statements::unchanged_bit;
+use crate::assemble::Begin;
+use crate::batch::{Batch, RowOp, RowRef, TableBatch};
+use crate::mapping::plan::{InputFrom, Mask, Meta, Plan};
+use crate::tuple::Cell;
+
+/// What stands before the first row of a binary COPY: signature, flags, length of the header's extension.
+pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// What stands after the last.
+pub const COPY_TRAILER: &[u8] = &[0xff, 0xff];
+
+/// A value came in a form that the sink's column does not take.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the source sent column \"{column}\" in {form} form, which type {stage_type} of the sink does not take")]
+pub struct EncodeError {
+    pub column: String,
+    pub form: &'static str,
+    pub stage_type: String,
+}
+
+/// Types whose text form and binary form are the same bytes.
+fn is_text_alike(oid: u32) -> bool {
+    // text, varchar, bpchar, json, xml, name, unknown.
+    matches!(oid, 25 | 1043 | 1042 | 114 | 142 | 19 | 705)
+}
+
+/// Reads the rows of one table's batch, input by input.
+pub struct RowReader<'a> {
+    batch: &'a Batch,
+    table: &'a TableBatch,
+    plan: &'a Plan,
+    mask_key: &'a [u8],
+    wire: Vec<Cell<'a>>,
+    wire_row: Option<u32>,
+}
+
+impl<'a> RowReader<'a> {
+    pub fn new(batch: &'a Batch, table: &'a TableBatch, mask_key: &'a [u8]) -> Self {
+        RowReader { batch, table, plan: &table.plan, mask_key, wire: Vec::new(), wire_row: None }
+    }
+
+    fn row(&self, row: u32) -> &'a RowRef {
+        &self.table.rows[row as usize]
+    }
+
+    /// Takes a row's cells apart once.
+    #[inline]
+    fn open(&mut self, row: u32) {
+        if self.wire_row != Some(row) {
+            self.wire.clear();
+            self.wire.extend(self.batch.cells(self.row(row)));
+            self.wire_row = Some(row);
+        }
+    }
+
+    /// Mask of the row's unchanged values that the batch does not know; 0 if the row is whole.
+    pub fn unchanged(&self, row: u32) -> i64 {
+        if !self.row(row).has_unchanged {
+            return 0;
+        }
+        let binding = &self.table.bindings[self.row(row).binding as usize];
+        let mut mask = 0;
+        for (input, column) in binding.columns.iter().enumerate() {
+            if let (Some(column), Some(bit)) = (column, unchanged_bit(self.plan, input))
+                && matches!(self.batch.cell(self.table, row, *column), Cell::Unchanged)
+            {
+                mask |= 1i64 << bit;
+            }
+        }
+        mask
+    }
+
+    /// Appends the row's fields for these inputs: length and value each, or -1 for NULL. An unchanged value that nobody
+    /// knows reads NULL here; the statement looks at the mask.
+    #[inline]
+    pub fn fields(&mut self, out: &mut Vec<u8>, row: u32, inputs: &[usize]) -> Result<(), EncodeError> {
+        let table = self.table;
+        let reference = &table.rows[row as usize];
+        let binding = &table.bindings[reference.binding as usize];
+        self.open(row);
+        let is_whole = !reference.has_unchanged && !reference.key_only;
+        for &input in inputs {
+            let Some(column) = binding.columns[input] else {
+                self.meta(out, reference, input);
+                continue;
+            };
+            let cell = match self.wire.get(column) {
+                Some(cell) if is_whole => *cell,
+                _ => self.batch.cell(table, row, column),
+            };
+            self.put_cell(out, cell, input)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn put_cell(&self, out: &mut Vec<u8>, cell: Cell<'_>, input: usize) -> Result<(), EncodeError> {
+        let described = &self.plan.inputs[input];
+        let value = match cell {
+            Cell::Binary(value) => value,
+            Cell::Null | Cell::Unchanged => {
+                out.extend_from_slice(&(-1i32).to_be_bytes());
+                return Ok(());
+            }
+            Cell::Text(value) if is_text_alike(described.stage_type_oid) => value,
+            Cell::Text(_) => {
+                let (column, stage_type) = (described.name.clone(), described.stage_type.clone());
+                return Err(EncodeError { column, form: "text", stage_type });
+            }
+        };
+        match described.mask {
+            None => put(out, value),
+            Some(Mask::Sha256) => put(out, masked(self.mask_key, value).as_bytes()),
+        }
+        Ok(())
+    }
+
+    fn meta(&self, out: &mut Vec<u8>, reference: &RowRef, input: usize) {
+        let InputFrom::Meta(meta) = self.plan.inputs[input].from else { return };
+        let begin = &self.batch.transactions[reference.transaction as usize];
+        put_meta(out, meta, &self.plan.source, begin, reference.op);
+    }
+}
+
+fn put_meta(out: &mut Vec<u8>, meta: Meta, source: &str, begin: &Begin, op: RowOp) {
+    match meta {
+        Meta::Source => put(out, source.as_bytes()),
+        Meta::Op => put(
+            out,
+            match op {
+                RowOp::Insert => b"insert",
+                RowOp::Update => b"update",
+                RowOp::Delete => b"delete",
+            },
+        ),
+        Meta::CommitLsn => put(out, &begin.commit_lsn.0.to_be_bytes()),
+        Meta::CommitTs => put(out, &begin.commit_ts.to_postgres().to_be_bytes()),
+        Meta::Xid => put(out, &i64::from(begin.xid).to_be_bytes()),
+        // Written as now() by the statement.
+        Meta::SyncedAt => out.extend_from_slice(&(-1i32).to_be_bytes()),
+    }
+}
+
+/// A keyed digest: the same value always gives the same text, and short values cannot be guessed without the salt.
+pub fn masked(key: &[u8], value: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+    mac.update(value);
+    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Appends one field: length and value.
+#[inline]
+pub fn put(out: &mut Vec<u8>, value: &[u8]) {
+    let length = i32::try_from(value.len()).expect("a value is shorter than 1 GiB");
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(value);
+}
+
+/// One array parameter under construction.
+pub struct ArrayParam {
+    bytes: Vec<u8>,
+    count: i32,
+}
+
+impl ArrayParam {
+    pub fn new(element_oid: u32) -> Self {
+        let mut bytes = Vec::new();
+        // One dimension, nulls allowed, element type, length (set at the end), lower bound 1.
+        for word in [1, 1, element_oid, 0, 1] {
+            bytes.extend_from_slice(&word.to_be_bytes());
+        }
+        ArrayParam { bytes, count: 0 }
+    }
+
+    /// The buffer to which exactly one field is to be appended.
+    #[inline]
+    pub fn next(&mut self) -> &mut Vec<u8> {
+        self.count += 1;
+        &mut self.bytes
+    }
+
+    pub fn finish(mut self) -> RawParam {
+        self.bytes[12..16].copy_from_slice(&self.count.to_be_bytes());
+        RawParam(self.bytes)
+    }
+}
+
+/// A parameter that is already in its type's binary form.
+pub struct RawParam(pub Vec<u8>);
+
+/// Shows its size only: parameters are row values.
+impl std::fmt::Debug for RawParam {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RawParam({} bytes)", self.0.len())
+    }
+}
+
+impl postgres_types::ToSql for RawParam {
+    fn to_sql(
+        &self,
+        _: &postgres_types::Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<postgres_types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&self.0);
+        Ok(postgres_types::IsNull::No)
+    }
+
+    fn accepts(_: &postgres_types::Type) -> bool {
+        true
+    }
+
+    postgres_types::to_sql_checked!();
+}
