@@ -8,3 +8,7 @@ pub mod tls;
 pub mod error;
 
 pub mod connect;
+
+pub mod catalog;
+
+pub mod server;
