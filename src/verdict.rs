@@ -1,7 +1,7 @@
 //! What to do at start, from what the sinks, the journal and the source say. Pure: the same facts, the same verdict.
 //!
 //! S is what a sink holds, J the journal's end, C the slot's `confirmed_flush_lsn`, W the source's flushed end of WAL, F
-//! where the source left the timeline on which S was reached. The first line that fits decides:
+//! where the source left the timeline on which S (or J) was reached. The first line that fits decides:
 //!
 //! | facts | verdict |
 //! |---|---|
@@ -13,7 +13,7 @@
 //! | slot in use | stand by |
 //! | no sink holds anything | bootstrap from C |
 //! | S > W, or J > W | halt `source_behind` |
-//! | F < S, or F unknown | halt `diverged` |
+//! | F < S, F < J, or F unknown | halt `diverged` |
 //! | C > S, and C > J or the journal does not reach back to S | halt `gap` |
 //! | else | resume at the later of S and J |
 //!
@@ -36,6 +36,10 @@ pub struct SinkState {
 }
 
 impl SinkState {
+    fn timeline(&self) -> Option<u32> {
+        self.identity.as_ref().map(|identity| identity.timeline)
+    }
+
     fn is_blank(&self) -> bool {
         self.checkpoint.is_none() && !self.tables_known
     }
@@ -58,6 +62,8 @@ pub enum Ack {
 pub struct JournalRange {
     pub first: Lsn,
     pub end: Lsn,
+    /// The source's timeline when `end` was written; if nobody noted it, the lowest sink's is taken, the older guess.
+    pub timeline: Option<u32>,
 }
 
 /// The configured slot as the source has it.
@@ -141,8 +147,8 @@ pub enum Halt {
     Gap { sink: String, from: Lsn, to: Lsn, ack: Ack },
     #[error("the source's WAL ends at {flush_lsn}, before {at} that {holder} holds already")]
     SourceBehind { holder: String, at: Lsn, flush_lsn: Lsn },
-    #[error("the source is on timeline {timeline} and {}, before {at} that sink \"{sink}\" holds of timeline {old_timeline}", left(*.fork))]
-    Diverged { sink: String, at: Lsn, old_timeline: u32, timeline: u32, fork: Option<Lsn> },
+    #[error("the source is on timeline {timeline} and {}, before {at} that {holder} holds of timeline {old_timeline}", left(*.fork))]
+    Diverged { holder: String, at: Lsn, old_timeline: u32, timeline: u32, fork: Option<Lsn> },
     #[error("sink \"{sink}\" holds data of {what} {expected}, the source is {what} {found}")]
     OtherSystem { sink: String, what: &'static str, expected: String, found: String },
     #[error("publication \"{publication}\" does not exist, but replication slot \"{slot}\" does")]
@@ -153,8 +159,8 @@ pub enum Halt {
 
 fn left(fork: Option<Lsn>) -> String {
     match fork {
-        Some(fork) => format!("left the sink's history at {fork}"),
-        None => "does not know the sink's history".to_owned(),
+        Some(fork) => format!("left that history at {fork}"),
+        None => "does not know that history".to_owned(),
     }
 }
 
@@ -265,9 +271,9 @@ fn examine(
         return Ok(Verdict::Bootstrap { at: Some(confirmed_flush) });
     };
     for sink in sinks {
-        same_history(sink, source)?;
+        same_history(format!("sink \"{}\"", sink.name), sink.end_lsn(), sink.timeline(), source)?;
     }
-    let at = reach(lowest.end_lsn(), journal, source.flush_lsn)?;
+    let at = reach(lowest, journal, source)?;
     if confirmed_flush > at {
         return Err(Halt::Gap { sink: lowest.name.clone(), from: at, to: confirmed_flush, ack });
     }
@@ -275,12 +281,12 @@ fn examine(
 }
 
 /// Up to where nothing is missing: the journal's end if the journal reaches back to the sink, else the sink itself.
-fn reach(sink_end: Lsn, journal: Option<JournalRange>, flush_lsn: Lsn) -> Result<Lsn, Halt> {
+fn reach(lowest: &SinkState, journal: Option<JournalRange>, source: &SourceFacts) -> Result<Lsn, Halt> {
+    let sink_end = lowest.end_lsn();
     match journal {
         Some(journal) if journal.first <= sink_end && sink_end <= journal.end => {
-            if journal.end > flush_lsn {
-                return Err(Halt::SourceBehind { holder: "the journal".to_owned(), at: journal.end, flush_lsn });
-            }
+            let timeline = journal.timeline.or(lowest.timeline());
+            same_history("the journal".to_owned(), journal.end, timeline, source)?;
             Ok(journal.end)
         }
         _ => Ok(sink_end),
@@ -300,24 +306,19 @@ fn same_system(sink: &SinkState, found: &SourceIdentity) -> Result<(), Halt> {
     }
 }
 
-/// The source still has everything that the sink took from it.
-fn same_history(sink: &SinkState, source: &SourceFacts) -> Result<(), Halt> {
-    let at = sink.end_lsn();
+/// The source still has everything up to `at` that was taken from it on `old_timeline`.
+fn same_history(holder: String, at: Lsn, old_timeline: Option<u32>, source: &SourceFacts) -> Result<(), Halt> {
     if at > source.flush_lsn {
-        let holder = format!("sink \"{}\"", sink.name);
         return Err(Halt::SourceBehind { holder, at, flush_lsn: source.flush_lsn });
     }
     let timeline = source.identity.timeline;
-    let old_timeline = match &sink.identity {
-        Some(identity) if identity.timeline != timeline => identity.timeline,
-        _ => return Ok(()),
-    };
+    let Some(old_timeline) = old_timeline.filter(|old| *old != timeline) else { return Ok(()) };
     // A timeline that the source has never been on, be it newer or from another branch, stands in no history of its own.
     let history = source.history.as_deref().unwrap_or_default();
     let fork = history.iter().find(|switch| switch.timeline == old_timeline).map(|switch| switch.left_at);
     match fork {
         Some(fork) if at <= fork => Ok(()),
-        _ => Err(Halt::Diverged { sink: sink.name.clone(), at, old_timeline, timeline, fork }),
+        _ => Err(Halt::Diverged { holder, at, old_timeline, timeline, fork }),
     }
 }
 

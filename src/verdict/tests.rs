@@ -39,7 +39,7 @@ fn source() -> SourceFacts {
 }
 
 fn journal(first: u64, end: u64) -> Option<JournalRange> {
-    Some(JournalRange { first: Lsn(first), end: Lsn(end) })
+    Some(JournalRange { first: Lsn(first), end: Lsn(end), timeline: None })
 }
 
 #[track_caller]
@@ -150,13 +150,32 @@ fn h26_fork_below_the_sink_halts() {
     let forked = TimelineSwitch { timeline: 1, left_at: Lsn(300) };
     let source = SourceFacts { history: Some(vec![forked]), ..source() };
     assert_eq!(decide(&[on_timeline_one(300)], None, Ack::Sink, &source), Verdict::Resume { at: Lsn(300) });
-    let message = "the source is on timeline 2 and left the sink's history at 0/12C, before 0/12D that sink \"dwh\" holds of timeline 1";
+    let message = "the source is on timeline 2 and left that history at 0/12C, before 0/12D that sink \"dwh\" holds of timeline 1";
     halts(decide(&[on_timeline_one(301)], None, Ack::Sink, &source), "diverged", 14, message);
 }
 
 #[test]
+fn h26_fork_below_the_journal_halts_unless_the_journal_went_on_after_it() {
+    let old = SinkState { identity: Some(SourceIdentity { timeline: 1, ..identity() }), ..sink(200) };
+    let history = Some(vec![TimelineSwitch { timeline: 1, left_at: Lsn(300) }]);
+    let source = SourceFacts { history, ..source() };
+    let cases = [(None, 300, true), (None, 301, false), (Some(1), 301, false), (Some(2), 301, true)];
+    for (timeline, end, resumes) in cases {
+        let journal = JournalRange { first: Lsn(100), end: Lsn(end), timeline };
+        let verdict = decide(std::slice::from_ref(&old), Some(journal), Ack::Journal, &source);
+        let expected = if resumes {
+            matches!(verdict, Verdict::Resume { at } if at.0 == end)
+        } else {
+            matches!(verdict, Verdict::Halt(Halt::Diverged { fork: Some(Lsn(300)), .. }))
+        };
+        assert!(expected, "{journal:?}: {verdict:?}");
+    }
+}
+
+#[test]
 fn h26_unknown_or_newer_timeline_halts() {
-    let message = "the source is on timeline 2 and does not know the sink's history, before 0/C8 that sink \"dwh\" holds of timeline 3";
+    let message =
+        "the source is on timeline 2 and does not know that history, before 0/C8 that sink \"dwh\" holds of timeline 3";
     let newer = SinkState { identity: Some(SourceIdentity { timeline: 3, ..identity() }), ..sink(200) };
     halts(decide(std::slice::from_ref(&newer), None, Ack::Sink, &source()), "diverged", 14, message);
     let history = Some(vec![TimelineSwitch { timeline: 1, left_at: Lsn(900) }]);
