@@ -1,0 +1,224 @@
+//! TLS towards Postgres: one rustls configuration per address, shared by SQL and replication connections.
+//!
+//! The cryptography is named explicitly (ring), never the process's default, so that no other library's choice matters.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Once};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use tracing::warn;
+
+use super::url::{PgUrl, SslMode};
+
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("cannot read certificates from \"{}\"", path.display())]
+    Certificates {
+        path: PathBuf,
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
+    #[error("\"{}\" holds no certificate", .0.display())]
+    NoCertificate(PathBuf),
+    #[error("cannot read the private key from \"{}\"", path.display())]
+    Key {
+        path: PathBuf,
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
+    #[error("this machine has no trusted certificate authorities, set sslrootcert")]
+    NoAuthorities,
+    #[error("the client certificate and key cannot be used")]
+    Client(#[source] Error),
+    #[error("the certificate authorities cannot be used")]
+    Authorities(#[source] rustls::client::VerifierBuilderError),
+    #[error("TLS versions are not available")]
+    Versions(#[source] Error),
+    #[error("\"{0}\" is neither a host name nor an IP address")]
+    ServerName(String),
+}
+
+/// The configuration that `sslmode` asks for; `None` for `disable`.
+///
+/// `require` verifies nothing, as in libpq, unless `sslrootcert` is given: then, as in libpq, it is `verify-ca`.
+pub fn client_config(url: &PgUrl) -> Result<Option<Arc<ClientConfig>>, TlsError> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = match (url.ssl_mode, &url.ssl_root_cert) {
+        (SslMode::Disable, _) => return Ok(None),
+        (SslMode::Require, None) => {
+            static WARNED: Once = Once::new();
+            WARNED.call_once(|| warn!("sslmode=require encrypts but does not verify who answers; use verify-full"));
+            Verifier { check: Check::Nothing, provider: provider.clone() }
+        }
+        (SslMode::Require | SslMode::VerifyCa, _) => verifier(url, Name::Ignored, &provider)?,
+        (SslMode::VerifyFull, _) => verifier(url, Name::Verified, &provider)?,
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Versions)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = match &url.ssl_client {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => {
+            let chain = certificates(cert)?;
+            let key =
+                PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Key { path: key.clone(), source })?;
+            builder.with_client_auth_cert(chain, key).map_err(TlsError::Client)?
+        }
+    };
+    Ok(Some(Arc::new(config)))
+}
+
+/// The name that the server's certificate must carry, and that is sent as SNI.
+pub fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(host.to_owned()).map_err(|_| TlsError::ServerName(host.to_owned()))
+}
+
+fn verifier(url: &PgUrl, name: Name, provider: &Arc<CryptoProvider>) -> Result<Verifier, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let pinned = match &url.ssl_root_cert {
+        Some(path) => {
+            let given = certificates(path)?;
+            roots.add_parsable_certificates(given.iter().cloned());
+            given
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            Vec::new()
+        }
+    };
+    if roots.is_empty() {
+        return Err(match &url.ssl_root_cert {
+            Some(path) => TlsError::NoCertificate(path.clone()),
+            None => TlsError::NoAuthorities,
+        });
+    }
+    let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(TlsError::Authorities)?;
+    Ok(Verifier { check: Check::Chain { chain, pinned, name }, provider: provider.clone() })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let failed = |source| TlsError::Certificates { path: path.to_owned(), source };
+    let given: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
+    if given.is_empty() { Err(TlsError::NoCertificate(path.to_owned())) } else { Ok(given) }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Name {
+    Verified,
+    Ignored,
+}
+
+#[derive(Debug)]
+enum Check {
+    Nothing,
+    Chain {
+        chain: Arc<WebPkiServerVerifier>,
+        /// What stands in `sslrootcert`.
+        pinned: Vec<CertificateDer<'static>>,
+        name: Name,
+    },
+}
+
+/// Verifies as much of the server's certificate as `sslmode` asks. The handshake's signatures are always verified.
+#[derive(Debug)]
+struct Verifier {
+    check: Check,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Check::Chain { chain, pinned, name } = &self.check else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // The chain is looked at before the name, so a wrong name means that the chain is right.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if *name == Name::Ignored => Ok(ServerCertVerified::assertion()),
+            // A self-signed certificate as `openssl req -x509` makes it says that it is an authority, which no server may
+            // be. Given byte for byte in sslrootcert, it is trusted for itself; its dates were looked at before.
+            Err(Error::InvalidCertificate(CertificateError::Other(_)))
+                if pinned.iter().any(|own| own == end_entity) =>
+            {
+                if *name == Name::Verified {
+                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
+            result => result,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(parameters: &str) -> PgUrl {
+        PgUrl::parse(&format!("postgres://u@db.internal/d?{parameters}")).expect("well formed")
+    }
+
+    #[test]
+    fn only_disable_is_plain_text() {
+        assert!(client_config(&url("sslmode=disable")).expect("nothing to read").is_none());
+        assert!(client_config(&url("sslmode=require")).expect("nothing to read").is_some());
+    }
+
+    #[test]
+    fn unreadable_and_empty_certificate_files_are_named() {
+        let missing = client_config(&url("sslrootcert=/nowhere/ca.pem")).expect_err("no such file");
+        assert_eq!(missing.to_string(), "cannot read certificates from \"/nowhere/ca.pem\"");
+        let empty = client_config(&url("sslmode=verify-ca&sslrootcert=/dev/null")).expect_err("empty");
+        assert!(matches!(empty, TlsError::NoCertificate(_)), "{empty}");
+        let key = client_config(&url("sslmode=require&sslcert=/dev/null&sslkey=/dev/null")).expect_err("empty");
+        assert!(matches!(key, TlsError::NoCertificate(_)), "{key}");
+    }
+
+    #[test]
+    fn server_names_are_hosts_and_addresses() {
+        assert!(server_name("db.internal").is_ok());
+        assert!(server_name("::1").is_ok());
+        assert!(server_name("no name").is_err());
+    }
+}
