@@ -44,11 +44,9 @@ GRANT SELECT ON
 TO tailwater;
 
 -- The publication. CREATE PUBLICATION … FOR TABLE takes ownership of every table in it and CREATE on the database, which
--- the daemon's role has no other use for. So let an owner make it, once and after each change of the mapped tables:
---
---   tailwater setup --print | psql lms          shows the statements, or runs them under the owner's login
---
--- or run `tailwater setup` with the owner's URL in TAILWATER__SOURCE__LMS__URL. `tailwater run` never changes a publication.
+-- the daemon's role has no other use for. So let an owner make it, once and after each change of the mapped tables: either
+-- with the statements that `tailwater setup --print` shows, or by running `tailwater setup` with the owner's address in
+-- TAILWATER__SOURCE__LMS__URL. `tailwater run` never changes a publication.
 -- The publication comes before the slot: a slot made first would fail, or skip, the changes written in between.
 --
 -- Nothing is granted for heartbeats (pg_logical_emit_message may be called by everyone), for slots (REPLICATION covers
