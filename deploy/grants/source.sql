@@ -1,6 +1,7 @@
--- What the role `tailwater` needs on a source, and no more. Run it in the source database, as a superuser or as an owner
--- of the mapped tables who may create roles (the REPLICATION attribute itself takes a superuser, or on 16+ a role that
--- has REPLICATION and CREATEROLE). Plain SQL, safe to run again. The table list is the lessons model's: put yours there.
+-- What the role `tailwater` needs on a source, and no more. Run it in the source database, as a superuser or as an
+-- owner of the mapped tables who may create roles (the REPLICATION attribute itself takes a superuser, or on 16+ a role
+-- that has REPLICATION and CREATEROLE). Plain SQL, safe to run again. The table list is the lessons model's: put yours
+-- there.
 --
 -- The password is set apart from this file, so that it stands in no script:  \password tailwater   (in psql)
 --
@@ -43,11 +44,11 @@ GRANT SELECT ON
     public.stream_module_lesson
 TO tailwater;
 
--- The publication. CREATE PUBLICATION … FOR TABLE takes ownership of every table in it and CREATE on the database, which
--- the daemon's role has no other use for. So let an owner make it, once and after each change of the mapped tables: either
--- with the statements that `tailwater setup --print` shows, or by running `tailwater setup` with the owner's address in
--- TAILWATER__SOURCE__LMS__URL. `tailwater run` never changes a publication.
--- The publication comes before the slot: a slot made first would fail, or skip, the changes written in between.
+-- The publication. CREATE PUBLICATION … FOR TABLE takes ownership of every table in it and CREATE on the database,
+-- which the daemon's role has no other use for. So let an owner make it, once and after each change of the mapped
+-- tables: either with the statements that `tailwater setup --print` shows, or by running `tailwater setup` with the
+-- owner's address in TAILWATER__SOURCE__LMS__URL. `tailwater run` never changes a publication. The publication comes
+-- before the slot: a slot made first would fail, or skip, the changes written in between.
 --
 -- Nothing is granted for heartbeats (pg_logical_emit_message may be called by everyone), for slots (REPLICATION covers
 -- them) or for the slot's state (pg_replication_slots may be read by everyone).

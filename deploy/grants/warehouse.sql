@@ -1,6 +1,6 @@
--- What the role `tailwater` needs on a Postgres warehouse, and no more. Run it in the warehouse database, as a superuser
--- or as the owner of the schemas who may create roles, after the target tables exist. Plain SQL, safe to run again. The
--- table lists are the lessons model's: put yours there.
+-- What the role `tailwater` needs on a Postgres warehouse, and no more. Run it in the warehouse database, as a
+-- superuser or as the owner of the schemas who may create roles, after the target tables exist. Plain SQL, safe to run
+-- again. The table lists are the lessons model's: put yours there.
 --
 -- The password is set apart from this file, so that it stands in no script:  \password tailwater   (in psql)
 
@@ -52,5 +52,5 @@ BEGIN
 END
 $$;
 
--- `tailwater setup --create-targets` makes target tables and needs CREATE on their schemas; run it with an owner's URL in
--- TAILWATER__SINK__WAREHOUSE__URL, then run this file.
+-- `tailwater setup --create-targets` makes target tables and needs CREATE on their schemas; run it with an owner's URL
+-- in TAILWATER__SINK__WAREHOUSE__URL, then run this file.

@@ -1,5 +1,6 @@
--- The lessons model, warehouse side: the mirrored lessons in `ods`, the star in `dwh`. `mappings/lessons.toml` fills the
--- four tables; the two materialized views are refreshed after them. The file may be run again: it creates what is missing.
+-- The lessons model, warehouse side: the mirrored lessons in `ods`, the star in `dwh`. `mappings/lessons.toml` fills
+-- the four tables; the two materialized views are refreshed after them. The file may be run again: it creates what is
+-- missing.
 
 CREATE SCHEMA IF NOT EXISTS ods;
 CREATE SCHEMA IF NOT EXISTS dwh;

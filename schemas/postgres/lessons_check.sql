@@ -1,6 +1,6 @@
--- Returns no rows when f_lesson and lesson_stream_dm equal their joins over the mirrored lessons and the dimensions, and
--- no mirrored lesson lacks its module (the dimensions have foreign keys). A view that is waiting for its refresh shows up here: ask when
--- `tailwater.view_state` has reached the checkpoint. One statement.
+-- Returns no rows when f_lesson and lesson_stream_dm equal their joins over the mirrored lessons and the dimensions,
+-- and no mirrored lesson lacks its module (the dimensions have foreign keys). A view that is waiting for its refresh
+-- shows up here: ask when `tailwater.view_state` has reached the checkpoint. One statement.
 WITH f_lesson AS (
     SELECT
         l.id, l.stream_module_id, s.course_id, m.stream_id, l.title, l.description, l.start_at, l.end_at,

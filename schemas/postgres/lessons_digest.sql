@@ -1,6 +1,6 @@
--- What the warehouse holds: one row per table and view, with its row count and a digest of its rows, in the same columns
--- as `schemas/source/lessons_digest.sql` computes them from the source. One statement; DateStyle must be the same on both
--- sides.
+-- What the warehouse holds: one row per table and view, with its row count and a digest of its rows, in the same
+-- columns as `schemas/source/lessons_digest.sql` computes them from the source. One statement; DateStyle must be the
+-- same on both sides.
 SELECT
     'dwh.d_course' AS relation,
     count(*) AS row_count,

@@ -128,8 +128,8 @@ AS $$
 $$;
 
 -- Fills the four tables, which must be empty: four runs of every course, twelve modules a run, ten lessons a module.
--- Rows are made in the order of their keys (a volatile expression is computed after the sort), so the same server version
--- makes the same rows at every call. Returns the number of lessons.
+-- Rows are made in the order of their keys (a volatile expression is computed after the sort), so the same server
+-- version makes the same rows at every call. Returns the number of lessons.
 CREATE OR REPLACE FUNCTION public.lessons_generate(courses int)
 RETURNS bigint
 LANGUAGE plpgsql
@@ -234,27 +234,6 @@ BEGIN
 END
 $$;
 
--- A lesson chosen by random(), locked: the first at or after a random id, or the first of all. NULL when there is none.
--- A row that another session holds is passed over, so that several writers do not wait for each other.
-CREATE OR REPLACE FUNCTION public.lessons_any_lesson()
-RETURNS int
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    target int;
-    found_id int;
-BEGIN
-    SELECT 1 + floor(random() * max(id))::int INTO target FROM public.stream_module_lesson;
-    SELECT id INTO found_id
-    FROM public.stream_module_lesson
-    WHERE id >= target
-    ORDER BY id
-    LIMIT 1
-    FOR UPDATE SKIP LOCKED;
-    RETURN found_id;
-END
-$$;
-
 -- One change set as the school's staff would make it, in the caller's transaction. The seed and the data decide what it
 -- is; only updated_at and deleted_at take the clock. Returns what was done, for a writer that wants to show it.
 CREATE OR REPLACE FUNCTION public.lessons_live_step(seed bigint)
@@ -263,6 +242,7 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     dice double precision;
+    dice_lesson double precision;
     shift interval;
     this_course int;
     this_stream int;
@@ -277,9 +257,16 @@ BEGIN
     -- Neighbouring seeds start alike; the first numbers are thrown away.
     PERFORM random() FROM generate_series(1, 8);
     dice := random();
+    dice_lesson := random();
     shift := public.lessons_one_of(ARRAY[1, 2, 3, 7, -1]) * interval '1 day';
 
-    this_lesson := public.lessons_any_lesson();
+    -- A lesson that another writer holds is passed over, so that writers do not wait for each other.
+    SELECT id INTO this_lesson
+    FROM public.stream_module_lesson
+    WHERE id >= (SELECT (dice_lesson * max(id))::int FROM public.stream_module_lesson)
+    ORDER BY id
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED;
     IF this_lesson IS NULL THEN
         RETURN 'nothing to change';
     END IF;

@@ -1,6 +1,7 @@
 -- What the warehouse should hold, computed from the source: one row per table and view, with its row count and a digest
--- of its rows. `schemas/postgres/lessons_digest.sql` gives the same columns from the warehouse; the two results are equal
--- when the warehouse stands at the point where this query ran. One statement; DateStyle must be the same on both sides.
+-- of its rows. `schemas/postgres/lessons_digest.sql` gives the same columns from the warehouse; the two results are
+-- equal when the warehouse stands at the point where this query ran. One statement; DateStyle must be the same on both
+-- sides.
 WITH f_lesson AS (
     SELECT
         l.id, l.stream_module_id, s.course_id, m.stream_id, l.title, l.description, l.start_at, l.end_at,
