@@ -174,24 +174,25 @@ impl PostgresSink {
     async fn prepare(&mut self, jobs: &[Job<'_>], batch: &Batch) -> Result<(), ApplyError> {
         for job in jobs {
             let plan_index = job.table.plan_index;
-            let statements = self.tables[plan_index].clone();
-            let (set, merges) = parts(&statements, job.group, self.is_tolerant[plan_index]);
+            let tables = self.tables.clone();
+            let statements = &tables[plan_index];
+            let (set, merges) = parts(statements, job.group, self.is_tolerant[plan_index]);
             let mut wanted = Vec::new();
             if job.group == Group::Direct {
-                wanted.push(statements.copy_into_target.clone().unwrap_or_default());
+                wanted.push(statements.copy_into_target.as_deref().unwrap_or_default());
             } else if over_arrays(job, set) {
-                wanted.extend(merges.iter().map(|merge| merge.over_arrays.clone()));
+                wanted.extend(merges.iter().map(|merge| merge.over_arrays.as_str()));
             } else {
                 self.make_stage(set).await?;
-                wanted.push(set.copy.clone());
-                wanted.extend(merges.iter().map(|merge| merge.over_stage.clone()));
+                wanted.push(&set.copy);
+                wanted.extend(merges.iter().map(|merge| merge.over_stage.as_str()));
             }
             for sql in wanted {
                 self.prepare_statement(sql).await.map_err(|error| ApplyError::at_table(plan_index, &error))?;
             }
         }
         if matches!(batch.end, BatchEnd::Commit(_)) {
-            self.prepare_statement(CHECKPOINT.to_owned()).await.map_err(ApplyError::control)?;
+            self.prepare_statement(CHECKPOINT).await.map_err(ApplyError::control)?;
         }
         Ok(())
     }
@@ -209,10 +210,10 @@ impl PostgresSink {
         Ok(())
     }
 
-    async fn prepare_statement(&mut self, sql: String) -> Result<(), tokio_postgres::Error> {
-        if !self.statements.contains_key(&sql) {
-            let statement = self.client.prepare(&sql).await?;
-            self.statements.insert(sql, statement);
+    async fn prepare_statement(&mut self, sql: &str) -> Result<(), tokio_postgres::Error> {
+        if !self.statements.contains_key(sql) {
+            let statement = self.client.prepare(sql).await?;
+            self.statements.insert(sql.to_owned(), statement);
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Statement};
 use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 use crate::mapping::plan::Plan;
+use crate::retry::Retry;
 use crate::sink::Durable;
 use encode::EncodeError;
 use statements::TableStatements;
@@ -40,12 +41,16 @@ pub enum ApplyError {
     Fatal { message: String },
 }
 
+fn passes(code: &SqlState) -> bool {
+    crate::retry::by_sqlstate(code.code()) == Retry::Backoff
+}
+
 impl ApplyError {
     /// An error of a statement that concerns no table: BEGIN, COMMIT, the checkpoint, a stage.
     fn control(error: tokio_postgres::Error) -> Self {
-        let message = crate::postgres::describe(&error);
+        let message = crate::postgres::error::describe(&error);
         match error.code() {
-            Some(code) if !crate::retry::passes(code.code()) && code != &SqlState::IN_FAILED_SQL_TRANSACTION => {
+            Some(code) if !passes(code) && code != &SqlState::IN_FAILED_SQL_TRANSACTION => {
                 ApplyError::Fatal { message }
             }
             _ => ApplyError::Transient { message },
@@ -53,14 +58,14 @@ impl ApplyError {
     }
 
     fn at_table(plan_index: usize, error: &tokio_postgres::Error) -> Self {
-        let message = crate::postgres::describe(error);
+        let message = crate::postgres::error::describe(error);
         match error.code() {
             Some(code) if code == &SqlState::DIVISION_BY_ZERO => ApplyError::Table {
                 plan_index,
                 sqlstate: Some(code.code().to_owned()),
                 message: "a row that the source updated is missing in the target".to_owned(),
             },
-            Some(code) if !crate::retry::passes(code.code()) && code != &SqlState::IN_FAILED_SQL_TRANSACTION => {
+            Some(code) if !passes(code) && code != &SqlState::IN_FAILED_SQL_TRANSACTION => {
                 ApplyError::Table { plan_index, sqlstate: Some(code.code().to_owned()), message }
             }
             _ => ApplyError::Transient { message },
