@@ -227,6 +227,10 @@ impl SetupPlan {
             Target::Publication if *state == SqlState::UNDEFINED_TABLE => {
                 Finding::error("unknown-table", error.to_string()).hint("Run `tailwater check`.")
             }
+            Target::Publication if *state == SqlState::INVALID_PARAMETER_VALUE => {
+                let hint = "Views, foreign, unlogged, temporary and system tables have no changes to publish.";
+                Finding::error("unpublishable-table", "a mapped relation cannot be published").hint(hint)
+            }
             Target::Slot if *state == SqlState::INSUFFICIENT_PRIVILEGE => no_replication(&self.role),
             Target::Slot if *state == SqlState::CONFIGURATION_LIMIT_EXCEEDED => no_free_slot(),
             Target::Slot if *state == SqlState::QUERY_CANCELED => blocked(blockers(client).await),
