@@ -1,1 +1,5 @@
-//! (being written)
+//! The edge to a source: what its slot and publication are, and how they come to be.
+
+pub mod probe;
+
+pub mod setup;
