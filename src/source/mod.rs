@@ -3,3 +3,5 @@
 pub mod probe;
 
 pub mod setup;
+
+pub mod stream;

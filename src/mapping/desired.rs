@@ -1,0 +1,177 @@
+//! The target tables that mappings ask for: what `setup --create-targets` creates and `schema ddl` prints.
+
+use super::draft::{Draft, DraftColumn, DraftFrom};
+use super::offline::is_postgres;
+use super::plan::Mode;
+use super::resolve::{Live, source_table, without_repeats};
+use super::syntax::MappingFile;
+use super::target::meta_type;
+use super::types;
+use crate::catalog::{Column, ReplicaIdentity, Table, TableKind, TableName, TypeKind, quote_ident};
+use crate::config::Config;
+use crate::diagnostic::{Finding, Findings};
+
+/// A target table as its mapping describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DesiredTable {
+    pub sink: String,
+    pub target: TableName,
+    pub columns: Vec<DesiredColumn>,
+    /// Empty for mode "append".
+    pub primary_key: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DesiredColumn {
+    pub name: String,
+    /// SQL text with modifier.
+    pub type_name: String,
+    pub not_null: bool,
+    /// SQL text.
+    pub default: Option<&'static str>,
+}
+
+impl DesiredTable {
+    /// The table as its catalog would show it once created.
+    pub(super) fn as_table(&self) -> Table {
+        let columns = self.columns.iter().map(|column| Column {
+            name: column.name.clone(),
+            type_oid: 0,
+            type_modifier: -1,
+            type_name: column.type_name.clone(),
+            wire_type: types::without_modifier(&column.type_name),
+            wire_oid: 0,
+            type_kind: TypeKind::Base,
+            not_null: column.not_null,
+            generated: false,
+            has_default: column.default.is_some(),
+            toastable: false,
+            has_binary: true,
+        });
+        Table {
+            oid: 0,
+            name: self.target.clone(),
+            kind: TableKind::Table,
+            columns: columns.collect(),
+            primary_key: self.primary_key.clone(),
+            unique_keys: if self.primary_key.is_empty() { Vec::new() } else { vec![self.primary_key.clone()] },
+            replica_identity: ReplicaIdentity::Default,
+            identity_columns: self.primary_key.clone(),
+            foreign_keys: Vec::new(),
+            row_security: false,
+            unlogged: false,
+            rows_estimate: 0,
+        }
+    }
+}
+
+/// The target tables that are not in `live.sinks`: all of them where it is empty.
+pub fn desired_tables(config: &Config, files: &[MappingFile], live: &Live) -> (Vec<DesiredTable>, Findings) {
+    let mut findings = Findings::default();
+    let mut tables: Vec<DesiredTable> = Vec::new();
+    for file in files {
+        for mapping in &file.tables {
+            for source in &file.sources {
+                let wanting = file.sinks.iter().map(|sink| sink.value.as_str()).filter(|sink| {
+                    let exists =
+                        live.sinks.get(*sink).is_some_and(|end| end.catalog.table(&mapping.target.value).is_some());
+                    let known = tables.iter().any(|table| table.sink == *sink && table.target == mapping.target.value);
+                    is_postgres(config, sink) && !exists && !known
+                });
+                let wanting: Vec<&str> = wanting.collect();
+                let Some(end) = live.sources.get(&source.value) else { continue };
+                if wanting.is_empty() {
+                    continue;
+                }
+                let Some(table) = source_table(file, mapping, &source.value, end, &mut findings) else { continue };
+                let Some(draft) = Draft::make(file, mapping, table, &mut findings) else { continue };
+                let Some((columns, primary_key)) = columns(&draft, &mut findings) else { continue };
+                tables.extend(wanting.into_iter().map(|sink| DesiredTable {
+                    sink: sink.to_owned(),
+                    target: mapping.target.value.clone(),
+                    columns: columns.clone(),
+                    primary_key: primary_key.clone(),
+                }));
+            }
+        }
+    }
+    (tables, without_repeats(findings))
+}
+
+fn columns(draft: &Draft<'_>, findings: &mut Findings) -> Option<(Vec<DesiredColumn>, Vec<String>)> {
+    let mut columns = Vec::new();
+    let mut complete = true;
+    let in_key = |position: usize| draft.mapping.mode != Mode::Append && draft.key.contains(&position);
+    for (position, column) in draft.columns.iter().enumerate() {
+        let Some(type_name) = type_name(draft, column) else {
+            complete = false;
+            let message = format!("the type of column \"{}\" is not known before it exists", column.target);
+            let finding = Finding::error("missing-type", message).at(&draft.file.file, column.span.clone());
+            findings.push(finding.hint("say it: `{ sql = \"…\", type = \"boolean\" }`, or create the table yourself."));
+            continue;
+        };
+        let not_null = matches!(column.from, DraftFrom::Column(from) if from.not_null) || in_key(position);
+        columns.push(DesiredColumn { name: column.target.clone(), type_name, not_null, default: None });
+    }
+    if let Some(deleted) = &draft.mapping.deleted_column {
+        columns.push(DesiredColumn {
+            name: deleted.value.clone(),
+            type_name: "boolean".to_owned(),
+            not_null: true,
+            default: Some("false"),
+        });
+    }
+    let key = match draft.mapping.mode {
+        Mode::Append => Vec::new(),
+        Mode::Upsert | Mode::InsertNew => draft.key.iter().map(|key| draft.columns[*key].target.clone()).collect(),
+    };
+    complete.then_some((columns, key))
+}
+
+/// The column's type where the target is yet to be created.
+fn type_name(draft: &Draft<'_>, column: &DraftColumn<'_>) -> Option<String> {
+    if let Some(declared) = column.declared_type {
+        return Some(declared.value.clone());
+    }
+    match &column.from {
+        DraftFrom::Column(from) => {
+            let stage_type = draft.stage_type(from);
+            let is_itself =
+                from.type_kind != TypeKind::Domain && stage_type == types::without_modifier(&from.wire_type);
+            Some(if is_itself { from.type_name.clone() } else { stage_type })
+        }
+        DraftFrom::Meta(meta) => Some(meta_type(*meta).to_owned()),
+        DraftFrom::Value(literal) => Some(literal.natural_type.to_owned()),
+        DraftFrom::Sql { .. } | DraftFrom::Json { .. } => None,
+    }
+}
+
+/// The statements that create `tables`, schemas first.
+pub fn ddl(tables: &[DesiredTable]) -> String {
+    let mut schemas: Vec<&str> = tables.iter().map(|table| table.target.schema.as_str()).collect();
+    schemas.sort_unstable();
+    schemas.dedup();
+    let mut text = String::new();
+    for schema in schemas {
+        text.push_str(&format!("CREATE SCHEMA IF NOT EXISTS {};\n", quote_ident(schema)));
+    }
+    for table in tables {
+        let mut lines: Vec<String> = table.columns.iter().map(column_ddl).collect();
+        if !table.primary_key.is_empty() {
+            let key: Vec<String> = table.primary_key.iter().map(|column| quote_ident(column)).collect();
+            lines.push(format!("    PRIMARY KEY ({})", key.join(", ")));
+        }
+        text.push_str(&format!(
+            "\nCREATE TABLE IF NOT EXISTS {} (\n{}\n);\n",
+            table.target.quoted(),
+            lines.join(",\n")
+        ));
+    }
+    text
+}
+
+fn column_ddl(column: &DesiredColumn) -> String {
+    let default = column.default.map(|default| format!(" DEFAULT {default}")).unwrap_or_default();
+    let not_null = if column.not_null { " NOT NULL" } else { "" };
+    format!("    {} {}{not_null}{default}", quote_ident(&column.name), column.type_name)
+}

@@ -1,0 +1,173 @@
+//! Types as SQL text: without modifier, and which built-in one may be assigned to which.
+
+/// The type's text without length or precision, in a form that does not bring a length back in.
+///
+/// `character` alone means `character(1)` and `bit` alone `bit(1)`, so these are named by what has no length.
+pub(super) fn without_modifier(type_name: &str) -> String {
+    let (element, brackets) = match type_name.strip_suffix("[]") {
+        Some(element) => (element, "[]"),
+        None => (type_name, ""),
+    };
+    let mut plain = String::with_capacity(element.len());
+    let (mut quoted, mut depth) = (false, 0usize);
+    for letter in element.chars() {
+        match letter {
+            '"' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => {
+                depth = depth.saturating_sub(1);
+                continue;
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            plain.push(letter);
+        }
+    }
+    let plain = plain.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    let plain = match plain.to_ascii_lowercase().as_str() {
+        "character varying" | "varchar" => "varchar".to_owned(),
+        "character" | "char" | "bpchar" => "bpchar".to_owned(),
+        "bit varying" | "varbit" => "varbit".to_owned(),
+        "bit" | "\"bit\"" => "\"bit\"".to_owned(),
+        "int" | "int4" => "integer".to_owned(),
+        "int2" => "smallint".to_owned(),
+        "int8" => "bigint".to_owned(),
+        "bool" => "boolean".to_owned(),
+        "float4" => "real".to_owned(),
+        "float8" | "float" => "double precision".to_owned(),
+        "decimal" => "numeric".to_owned(),
+        "timestamp" => "timestamp without time zone".to_owned(),
+        "timestamptz" => "timestamp with time zone".to_owned(),
+        "time" => "time without time zone".to_owned(),
+        "timetz" => "time with time zone".to_owned(),
+        _ => plain,
+    };
+    plain + brackets
+}
+
+/// Types among which Postgres assigns alike.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Family {
+    Boolean,
+    Number,
+    Money,
+    Text,
+    Date,
+    Timestamp,
+    TimestampTz,
+    Time,
+    TimeTz,
+    Interval,
+    Json,
+    Uuid,
+    Bytes,
+    Bits,
+    Network,
+    Mac,
+    Xml,
+    Lsn,
+}
+
+fn family(plain: &str) -> Option<Family> {
+    Some(match plain {
+        "boolean" => Family::Boolean,
+        "smallint" | "integer" | "bigint" | "numeric" | "real" | "double precision" => Family::Number,
+        "money" => Family::Money,
+        "text" | "varchar" | "bpchar" | "name" | "\"char\"" => Family::Text,
+        "date" => Family::Date,
+        "timestamp without time zone" => Family::Timestamp,
+        "timestamp with time zone" => Family::TimestampTz,
+        "time without time zone" => Family::Time,
+        "time with time zone" => Family::TimeTz,
+        "interval" => Family::Interval,
+        "json" | "jsonb" => Family::Json,
+        "uuid" => Family::Uuid,
+        "bytea" => Family::Bytes,
+        "\"bit\"" | "varbit" => Family::Bits,
+        "inet" | "cidr" => Family::Network,
+        "macaddr" | "macaddr8" => Family::Mac,
+        "xml" => Family::Xml,
+        "pg_lsn" => Family::Lsn,
+        _ => return None,
+    })
+}
+
+/// Can a value of `from` be assigned to a column of `to`? Types without modifier; `true` where this table does not know,
+/// as the sink says so when it prepares the statement.
+///
+/// Postgres's `pg_cast` entries with context `a` or `i`, and its rule that anything may be assigned to a string type.
+pub(super) fn assignable(from: &str, to: &str) -> bool {
+    use Family::{Date, Interval, Money, Number, Text, Time, TimeTz, Timestamp, TimestampTz};
+    if from == to {
+        return true;
+    }
+    let (Some(from), Some(to)) = (family(from), family(to)) else { return true };
+    from == to
+        || to == Text
+        || matches!(
+            (from, to),
+            (Number, Money)
+                | (Money, Number)
+                | (Date, Timestamp | TimestampTz)
+                | (Timestamp, Date | Time | TimestampTz)
+                | (TimestampTz, Date | Time | TimeTz | Timestamp)
+                | (Time, Interval | TimeTz)
+                | (TimeTz, Time)
+                | (Interval, Time)
+        )
+}
+
+/// Equal floats need not look equal (`-0`, `0`) nor be found again after rounding: no type for a key.
+pub(super) fn is_float(plain: &str) -> bool {
+    matches!(plain, "real" | "double precision")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modifiers_go_and_no_length_comes_back() {
+        let cases = [
+            ("numeric(19,5)", "numeric"),
+            ("character varying(255)", "varchar"),
+            ("character(3)", "bpchar"),
+            ("bit(8)", "\"bit\""),
+            ("timestamp(0) without time zone", "timestamp without time zone"),
+            ("character varying(5)[]", "varchar[]"),
+            ("public.\"odd (type)\"", "public.\"odd (type)\""),
+            ("int4", "integer"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(without_modifier(text), expected);
+            assert_eq!(without_modifier(expected), expected, "a second time");
+        }
+    }
+
+    #[test]
+    fn assignment_follows_postgres() {
+        for (from, to) in [
+            ("integer", "bigint"),
+            ("double precision", "numeric"),
+            ("date", "timestamp with time zone"),
+            ("uuid", "text"),
+            ("boolean", "varchar"),
+            ("json", "jsonb"),
+            ("public.mood", "integer"),
+        ] {
+            assert!(assignable(from, to), "{from} to {to} was refused");
+        }
+        for (from, to) in [
+            ("text", "integer"),
+            ("timestamp without time zone", "boolean"),
+            ("boolean", "integer"),
+            ("text", "jsonb"),
+            ("jsonb", "numeric"),
+            ("interval", "date"),
+            ("pg_lsn", "bigint"),
+        ] {
+            assert!(!assignable(from, to), "{from} to {to} was taken");
+        }
+    }
+}
