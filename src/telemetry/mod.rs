@@ -1,1 +1,15 @@
-//! (being written)
+//! What an operator sees of a running daemon: metrics, status, health, the status page and logs.
+//!
+//! ```text
+//!  pipeline parts ──▶ Metrics (counters, PairProgress) ──▶ /metrics
+//!                 ──▶ StatusBoard ──▶ Status ──▶ /status, /, `tailwater status`
+//!                                        └─────▶ health ──▶ /healthz, /readyz
+//! ```
+//!
+//! Nothing here holds a row value, a password or a connection string.
+
+mod families;
+mod handles;
+pub mod metrics;
+pub mod process;
+pub mod progress;
