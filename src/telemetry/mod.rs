@@ -10,6 +10,8 @@
 
 mod families;
 mod handles;
+pub mod log;
 pub mod metrics;
 pub mod process;
 pub mod progress;
+pub mod time;
