@@ -18,6 +18,10 @@ impl LsnGauge {
     pub fn set(&self, lsn: Lsn) {
         self.0.set(clamped(lsn.0));
     }
+
+    pub fn get(&self) -> Lsn {
+        Lsn(u64::try_from(self.0.get()).unwrap_or(0))
+    }
 }
 
 /// A gauge that shows bytes.
@@ -28,6 +32,10 @@ impl BytesGauge {
     pub fn set(&self, bytes: u64) {
         self.0.set(clamped(bytes));
     }
+
+    pub fn get(&self) -> u64 {
+        u64::try_from(self.0.get()).unwrap_or(0)
+    }
 }
 
 pub(super) fn clamped(number: u64) -> i64 {
@@ -37,6 +45,7 @@ pub(super) fn clamped(number: u64) -> i64 {
 /// What is measured of one source.
 #[derive(Clone, Debug)]
 pub struct SourceMetrics {
+    pub(super) name: Arc<str>,
     pub received_lsn: LsnGauge,
     pub confirmed_flush_lsn: LsnGauge,
     pub slot_retained_wal_bytes: BytesGauge,
@@ -50,15 +59,15 @@ pub struct SourceMetrics {
 
 impl SourceMetrics {
     /// `pg_replication_slots.safe_wal_size`: NULL (`None`) where `max_slot_wal_keep_size` sets no limit.
-    pub fn slot_safe_wal(&self, bytes: Option<i64>) {
+    pub fn set_slot_safe_wal(&self, bytes: Option<i64>) {
         self.safe_wal_bytes.set(bytes.map_or(f64::INFINITY, |bytes| bytes as f64));
     }
 
-    pub fn slot_active(&self, active: bool) {
+    pub fn set_slot_active(&self, active: bool) {
         self.slot_active.set(i64::from(active));
     }
 
-    pub fn connected(&self, connected: bool) {
+    pub(super) fn set_connected(&self, connected: bool) {
         self.connected.set(i64::from(connected));
     }
 }
@@ -83,6 +92,14 @@ impl PairMetrics {
     pub fn durable(&self, checkpoint: &Checkpoint) {
         self.progress.durable(checkpoint);
         self.checkpoint_lsn.set(checkpoint.end_lsn);
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    pub fn sink(&self) -> &str {
+        &self.sink
     }
 
     pub(super) fn is(&self, source: &str, sink: &str) -> bool {
@@ -110,8 +127,10 @@ pub struct TableMetrics {
 
 impl TableMetrics {
     pub fn set_state(&self, state: TableState) {
-        for (gauge, of) in self.states.iter().zip(TableState::ALL) {
-            gauge.set(i64::from(of == state));
+        // The new state first: a reader in between finds the old one or the new one, never none.
+        for pass in [true, false] {
+            let of_pass = self.states.iter().zip(TableState::ALL).filter(|(_, of)| (*of == state) == pass);
+            of_pass.for_each(|(gauge, _)| gauge.set(i64::from(pass)));
         }
         match state {
             TableState::Streaming => self.left_stream_at.store(0, Relaxed),
@@ -124,6 +143,16 @@ impl TableMetrics {
                 let _ = self.left_stream_at.compare_exchange(0, UnixMicros::now().0, Relaxed, Relaxed);
             }
         }
+    }
+
+    pub fn state(&self) -> TableState {
+        let set = self.states.iter().zip(TableState::ALL).find(|(gauge, _)| gauge.get() == 1);
+        set.map_or(TableState::Pending, |(_, state)| state)
+    }
+
+    /// Changes applied, truncates not counted.
+    pub fn rows(&self) -> u64 {
+        [&self.insert, &self.update, &self.delete].iter().map(|counter| counter.get()).sum()
     }
 
     /// Lag of the stream that the table follows, or the time since it followed one.

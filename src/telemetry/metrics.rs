@@ -19,12 +19,13 @@ pub const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
 pub struct Metrics {
     registry: Registry,
     families: Families,
-    /// Handles whose gauges depend on the time at which one looks.
-    timed: Mutex<Timed>,
+    /// What was handed out, for gauges that depend on the time at which one looks, and for the status document.
+    handles: Mutex<Handles>,
 }
 
 #[derive(Default)]
-struct Timed {
+struct Handles {
+    sources: Vec<SourceMetrics>,
     pairs: Vec<PairMetrics>,
     tables: Vec<TableMetrics>,
     views: Vec<ViewMetrics>,
@@ -37,15 +38,21 @@ impl Metrics {
         let families = Families::register(&registry);
         families.build_info.with_label_values(&[version]).set(1);
         families.start_time_seconds.set(UnixMicros::now().0 as f64 / 1e6);
-        Arc::new(Metrics { registry, families, timed: Mutex::default() })
+        Arc::new(Metrics { registry, families, handles: Mutex::default() })
     }
 
+    /// The handles of one source. Calling it again gives the same ones, as with all handles here.
     pub fn source(&self, source: &str) -> SourceMetrics {
         let f = &self.families;
         let label = &[source];
+        let mut handles = self.handles();
+        if let Some(known) = handles.sources.iter().find(|known| known.name.as_ref() == source) {
+            return known.clone();
+        }
         let safe_wal_bytes = f.slot_safe_wal_bytes.with_label_values(label);
         safe_wal_bytes.set(f64::NAN);
-        SourceMetrics {
+        let made = SourceMetrics {
+            name: source.into(),
             received_lsn: LsnGauge(f.received_lsn.with_label_values(label)),
             confirmed_flush_lsn: LsnGauge(f.confirmed_flush_lsn.with_label_values(label)),
             slot_retained_wal_bytes: BytesGauge(f.slot_retained_wal_bytes.with_label_values(label)),
@@ -55,15 +62,17 @@ impl Metrics {
             journal_bytes: BytesGauge(f.journal_bytes.with_label_values(label)),
             received_bytes: f.received_bytes.with_label_values(label),
             reconnects: f.reconnects.with_label_values(label),
-        }
+        };
+        handles.sources.push(made.clone());
+        made
     }
 
-    /// The handles of one sink fed by one source. Calling it again gives the same counters and the same progress.
+    /// The handles of one sink fed by one source.
     pub fn pair(&self, source: &str, sink: &str) -> PairMetrics {
         let f = &self.families;
         let label = &[source, sink];
-        let mut timed = self.timed();
-        if let Some(known) = timed.pairs.iter().find(|pair| pair.is(source, sink)) {
+        let mut handles = self.handles();
+        if let Some(known) = handles.pairs.iter().find(|pair| pair.is(source, sink)) {
             return known.clone();
         }
         let pair = PairMetrics {
@@ -77,7 +86,7 @@ impl Metrics {
             apply_seconds: f.apply_seconds.with_label_values(label),
             progress: Arc::default(),
         };
-        timed.pairs.push(pair.clone());
+        handles.pairs.push(pair.clone());
         pair
     }
 
@@ -86,9 +95,9 @@ impl Metrics {
         let pair = self.pair(source, sink);
         let f = &self.families;
         let label = &[source, sink, table];
-        let mut timed = self.timed();
+        let mut handles = self.handles();
         if let Some(known) =
-            timed.tables.iter().find(|known| known.name.as_ref() == table && known.pair.is(source, sink))
+            handles.tables.iter().find(|known| known.name.as_ref() == table && known.pair.is(source, sink))
         {
             return known.clone();
         }
@@ -109,15 +118,15 @@ impl Metrics {
             left_stream_at: Arc::default(),
         };
         made.set_state(TableState::Pending);
-        timed.tables.push(made.clone());
+        handles.tables.push(made.clone());
         made
     }
 
     pub fn view(&self, sink: &str, view: &str) -> ViewMetrics {
         let f = &self.families;
         let label = &[sink, view];
-        let mut timed = self.timed();
-        if let Some(known) = timed.views.iter().find(|known| known.key.0 == sink && known.key.1 == view) {
+        let mut handles = self.handles();
+        if let Some(known) = handles.views.iter().find(|known| known.key.0 == sink && known.key.1 == view) {
             return known.clone();
         }
         let made = ViewMetrics {
@@ -127,7 +136,7 @@ impl Metrics {
             errors: f.refresh_errors.with_label_values(label),
             stale_since: Arc::default(),
         };
-        timed.views.push(made.clone());
+        handles.views.push(made.clone());
         made
     }
 
@@ -150,16 +159,28 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
+    pub(super) fn pairs(&self) -> Vec<PairMetrics> {
+        self.handles().pairs.clone()
+    }
+
+    pub(super) fn tables(&self) -> Vec<TableMetrics> {
+        self.handles().tables.clone()
+    }
+
+    pub(super) fn views(&self) -> Vec<ViewMetrics> {
+        self.handles().views.clone()
+    }
+
     fn compute(&self, now: UnixMicros) {
-        let timed = self.timed();
-        for pair in &timed.pairs {
+        let handles = self.handles();
+        for pair in &handles.pairs {
             pair.lag_seconds.set(pair.progress.lag_seconds(now));
             pair.lag_bytes.set(pair.progress.lag_bytes());
         }
-        for table in &timed.tables {
+        for table in &handles.tables {
             table.lag_seconds.set(table.lag_seconds(now));
         }
-        for view in &timed.views {
+        for view in &handles.views {
             view.staleness_seconds.set(view.staleness_seconds(now));
         }
         let usage = Usage::of_self();
@@ -168,8 +189,8 @@ impl Metrics {
         self.families.cpu_seconds.inc_by((usage.cpu_seconds - counted).max(0.0));
     }
 
-    fn timed(&self) -> MutexGuard<'_, Timed> {
-        self.timed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -183,7 +204,7 @@ mod tests {
         let metrics = Metrics::new("1.2.3");
         let source = metrics.source("lms");
         source.received_lsn.set(Lsn(0x16B_3748));
-        source.slot_safe_wal(None);
+        source.set_slot_safe_wal(None);
         let pair = metrics.pair("lms", "warehouse");
         pair.batch_rows.observe(3.0);
         pair.apply_seconds.observe(0.004);

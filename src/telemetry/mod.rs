@@ -8,10 +8,14 @@
 //!
 //! Nothing here holds a row value, a password or a connection string.
 
+pub mod board;
 mod families;
 mod handles;
+pub mod health;
 pub mod log;
 pub mod metrics;
 pub mod process;
 pub mod progress;
+mod rate;
+pub mod status;
 pub mod time;
