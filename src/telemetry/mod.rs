@@ -10,8 +10,11 @@
 
 pub mod board;
 mod families;
+pub mod fetch;
 mod handles;
 pub mod health;
+pub mod http;
+mod listener;
 pub mod log;
 pub mod metrics;
 pub mod process;
