@@ -131,8 +131,8 @@ pub struct Status {
         tailwater replay --from-time 2h --table dwh.f_lesson\n  \
         tailwater replay --from-time 2026-03-01T09:30:00Z --dry-run\n  \
         tailwater replay --from-lsn 0/16B3748 --to-lsn 0/17A0000 --to stdout\n\n\
-        Into a sink it runs on to that sink's checkpoint, folded per key, so that no reader sees an older state than\n\
-        before. What the journal no longer holds is refused with exit code 4; `tailwater journal ls` shows what it holds."
+        Into a sink it runs on to that sink's checkpoint, folded per key, so that no reader sees an older state than before.\n\
+        What the journal no longer holds is refused with exit code 4; `tailwater journal ls` shows what it holds."
 )]
 pub struct Replay {
     /// Start at this position
@@ -318,6 +318,7 @@ pub enum Exit {
     Findings = 3,
     OutsideJournal = 4,
     NoDaemon = 5,
+    Fenced = 6,
     SlotMissing = 70,
     SlotLost = 71,
     SlotAhead = 72,
@@ -326,7 +327,6 @@ pub enum Exit {
     OtherSystem = 75,
     PublicationMissing = 76,
     SlotUnknown = 77,
-    Fenced = 78,
 }
 
 impl Exit {
@@ -337,6 +337,7 @@ impl Exit {
         Exit::Findings,
         Exit::OutsideJournal,
         Exit::NoDaemon,
+        Exit::Fenced,
         Exit::SlotMissing,
         Exit::SlotLost,
         Exit::SlotAhead,
@@ -345,7 +346,6 @@ impl Exit {
         Exit::OtherSystem,
         Exit::PublicationMissing,
         Exit::SlotUnknown,
-        Exit::Fenced,
     ];
 
     pub fn code(self) -> u8 {
@@ -361,6 +361,7 @@ impl Exit {
             Exit::Findings => "configuration or mappings are wrong; every finding was printed",
             Exit::OutsideJournal => "the journal does not hold what was asked for",
             Exit::NoDaemon => "no daemon answers (status)",
+            Exit::Fenced => "another daemon took over; started again, this one waits as standby",
             Exit::SlotMissing => "halt: the slot is gone, but a sink has a checkpoint",
             Exit::SlotLost => "halt: the source invalidated the slot",
             Exit::SlotAhead => "halt: the slot is past what sinks and journal hold; changes are gone",
@@ -369,7 +370,6 @@ impl Exit {
             Exit::OtherSystem => "halt: the checkpoint is of another server, database or slot",
             Exit::PublicationMissing => "halt: the publication is gone, or lacks a mapped table",
             Exit::SlotUnknown => "halt: a slot exists, but no sink has a checkpoint for it",
-            Exit::Fenced => "halt: another daemon has taken over the checkpoint",
         }
     }
 }

@@ -52,11 +52,15 @@ fn exit_codes_stand_in_the_help_and_differ() {
 
 #[test]
 fn replay_needs_a_start_and_bounds_only_what_is_printed() {
-    assert_eq!(parse("tailwater replay").unwrap_err(), ErrorKind::MissingRequiredArgument);
-    assert_eq!(parse("tailwater replay --from-lsn 0/1 --from-time 1h").unwrap_err(), ErrorKind::ArgumentConflict);
-    assert_eq!(parse("tailwater replay --from-lsn 0/1 --to-lsn 0/2").unwrap_err(), ErrorKind::MissingRequiredArgument);
-    assert_eq!(parse("tailwater replay --from-lsn 0/1 --to stdout --sink w").unwrap_err(), ErrorKind::ArgumentConflict);
-    assert_eq!(parse("tailwater replay --from-lsn nonsense").unwrap_err(), ErrorKind::ValueValidation);
+    for (line, kind) in [
+        ("", ErrorKind::MissingRequiredArgument),
+        (" --from-lsn 0/1 --from-time 1h", ErrorKind::ArgumentConflict),
+        (" --from-lsn 0/1 --to-lsn 0/2", ErrorKind::MissingRequiredArgument),
+        (" --from-lsn 0/1 --to stdout --sink w", ErrorKind::ArgumentConflict),
+        (" --from-lsn nonsense", ErrorKind::ValueValidation),
+    ] {
+        assert_eq!(parse(&format!("tailwater replay{line}")).err(), Some(kind), "{line}");
+    }
     for line in ["--to-lsn 0/2 --dry-run", "--to-lsn 0/2 --to stdout", "--to stdout --dry-run --to-lsn 0/2"] {
         assert!(parse(&format!("tailwater replay --from-lsn 0/1 {line}")).is_ok(), "{line}");
     }

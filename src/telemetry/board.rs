@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::metrics::{Metrics, PairMetrics, Stage, TableMetrics, ViewMetrics};
+use super::look::{Look, pair_key, rows_of};
+use super::metrics::{Metrics, Stage};
 use super::process::Usage;
 use super::rate::Rate;
-use super::status::{
-    CopyStatus, ErrorStatus, JournalStatus, PairStatus, SourceState, SourceStatus, Status, TableStatus, ViewStatus,
-};
+use super::status::{ErrorStatus, JournalStatus, SourceState, SourceStatus, Status};
 use super::time::format_utc;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
@@ -37,44 +36,44 @@ pub struct StatusBoard {
 }
 
 #[derive(Default)]
-struct Notes {
-    sources: BTreeMap<String, SourceNote>,
-    copies: BTreeMap<TableKey, CopyNote>,
-    reasons: BTreeMap<TableKey, String>,
-    views: BTreeMap<(String, String), ViewNote>,
-    errors: VecDeque<ErrorStatus>,
-    curves: BTreeMap<(String, String), Curve>,
+pub(super) struct Notes {
+    pub sources: BTreeMap<String, SourceNote>,
+    pub copies: BTreeMap<TableKey, CopyNote>,
+    pub reasons: BTreeMap<TableKey, String>,
+    pub views: BTreeMap<(String, String), ViewNote>,
+    pub errors: VecDeque<ErrorStatus>,
+    pub curves: BTreeMap<(String, String), Curve>,
 }
 
 #[derive(Default)]
-struct SourceNote {
-    slot: String,
-    publication: String,
-    state: SourceState,
-    wal_lsn: Lsn,
-    journal: (Lsn, Lsn),
+pub(super) struct SourceNote {
+    pub slot: String,
+    pub publication: String,
+    pub state: SourceState,
+    pub wal_lsn: Lsn,
+    pub journal: (Lsn, Lsn),
 }
 
 /// Source, sink, target table.
-type TableKey = (String, String, String);
+pub(super) type TableKey = (String, String, String);
 
 #[derive(Default)]
-struct CopyNote {
-    copied_rows: u64,
-    estimated_rows: u64,
-    rate: Rate,
+pub(super) struct CopyNote {
+    pub copied_rows: u64,
+    pub estimated_rows: u64,
+    pub rate: Rate,
 }
 
-struct ViewNote {
-    lsn: Lsn,
-    refreshed_at: UnixMicros,
-    seconds: f64,
+pub(super) struct ViewNote {
+    pub lsn: Lsn,
+    pub refreshed_at: UnixMicros,
+    pub seconds: f64,
 }
 
 #[derive(Default)]
-struct Curve {
-    rate: Rate,
-    points: VecDeque<Point>,
+pub(super) struct Curve {
+    pub rate: Rate,
+    pub points: VecDeque<Point>,
 }
 
 /// One second of a pair's past.
@@ -221,6 +220,7 @@ impl StatusBoard {
         let (pairs, tables, views) = (self.metrics.pairs(), self.metrics.tables(), self.metrics.views());
         let usage = Usage::of_self();
         let notes = self.notes();
+        let look = Look { notes: &notes, elapsed, now };
         Status {
             version: self.version.clone(),
             at: format_utc(now),
@@ -228,9 +228,9 @@ impl StatusBoard {
             resident_bytes: usage.resident_bytes,
             cpu_seconds: usage.cpu_seconds,
             sources: notes.sources.iter().map(|(name, note)| self.source_status(name, note)).collect(),
-            pairs: pairs.iter().map(|pair| pair_status(pair, &tables, &notes, elapsed, now)).collect(),
-            tables: tables.iter().map(|table| table_status(table, &notes, elapsed, now)).collect(),
-            views: views.iter().map(|view| view_status(view, &notes, now)).collect(),
+            pairs: pairs.iter().map(|pair| look.pair(pair, &tables)).collect(),
+            tables: tables.iter().map(|table| look.table(table)).collect(),
+            views: views.iter().map(|view| look.view(view)).collect(),
             errors: notes.errors.iter().cloned().collect(),
         }
     }
@@ -254,77 +254,6 @@ impl StatusBoard {
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn pair_key(pair: &PairMetrics) -> (String, String) {
-    (pair.source().to_owned(), pair.sink().to_owned())
-}
-
-fn rows_of(pair: &PairMetrics, tables: &[TableMetrics]) -> u64 {
-    let of_pair = |table: &&TableMetrics| table.pair.is(pair.source(), pair.sink());
-    tables.iter().filter(of_pair).map(TableMetrics::rows).sum()
-}
-
-fn pair_status(
-    pair: &PairMetrics,
-    tables: &[TableMetrics],
-    notes: &Notes,
-    elapsed: Duration,
-    now: UnixMicros,
-) -> PairStatus {
-    let progress = &pair.progress;
-    let curve = notes.curves.get(&pair_key(pair));
-    PairStatus {
-        source: pair.source().to_owned(),
-        sink: pair.sink().to_owned(),
-        checkpoint: progress.checkpoint_lsn(),
-        checkpoint_commit_ts: progress.checkpoint_commit_ts().map(format_utc),
-        lag_bytes: progress.lag_bytes(),
-        lag_seconds: progress.lag_seconds(now),
-        rows_per_second: curve.map_or(0.0, |curve| curve.rate.per_second(elapsed)),
-        rows: rows_of(pair, tables),
-        transactions: pair.transactions.get(),
-        stalled_seconds: progress.stalled_for().as_secs_f64(),
-    }
-}
-
-fn table_status(table: &TableMetrics, notes: &Notes, elapsed: Duration, now: UnixMicros) -> TableStatus {
-    let (source, sink) = pair_key(&table.pair);
-    let key = (source.clone(), sink.clone(), table.name.to_string());
-    let copy = notes.copies.get(&key).map(|copy| {
-        let rows_per_second = copy.rate.per_second(elapsed);
-        let left = copy.estimated_rows.saturating_sub(copy.copied_rows);
-        let known = rows_per_second > 0.0 && left > 0;
-        CopyStatus {
-            copied_rows: copy.copied_rows,
-            estimated_rows: copy.estimated_rows,
-            rows_per_second,
-            eta_seconds: known.then(|| left as f64 / rows_per_second),
-        }
-    });
-    TableStatus {
-        source,
-        sink,
-        table: table.name.to_string(),
-        state: table.state(),
-        rows: table.rows(),
-        lag_seconds: table.lag_seconds(now),
-        copy,
-        reason: notes.reasons.get(&key).cloned(),
-    }
-}
-
-fn view_status(view: &ViewMetrics, notes: &Notes, now: UnixMicros) -> ViewStatus {
-    let (sink, name) = view.key.as_ref();
-    let note = notes.views.get(view.key.as_ref());
-    ViewStatus {
-        sink: sink.clone(),
-        view: name.clone(),
-        lsn: note.map(|note| note.lsn),
-        refreshed_at: note.map(|note| format_utc(note.refreshed_at)),
-        seconds: note.map(|note| note.seconds),
-        staleness_seconds: view.staleness_seconds(now),
     }
 }
 
@@ -360,7 +289,7 @@ mod tests {
         table.insert.inc_by(3);
         metrics.view("warehouse", "dwh.f_lesson");
         board.refreshed("warehouse", "dwh.f_lesson", Lsn(9), UnixMicros(0), 0.5);
-        metrics.pair("lms", "warehouse").durable(&Checkpoint { end_lsn: Lsn(10), ..Checkpoint::default() });
+        metrics.pair("lms", "warehouse").progress.durable(&Checkpoint { end_lsn: Lsn(10), ..Checkpoint::default() });
         board.source_wal("lms", Lsn(25));
         let status = board.snapshot_at(Duration::from_secs(5), UnixMicros(1));
         assert_eq!(status.pairs[0].lag_bytes, 15);

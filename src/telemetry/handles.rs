@@ -7,7 +7,7 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 use serde::{Deserialize, Serialize};
 
 use super::progress::PairProgress;
-use crate::checkpoint::{Checkpoint, UnixMicros};
+use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 
 /// A gauge that shows a WAL position as its byte number.
@@ -83,17 +83,11 @@ pub struct PairMetrics {
     pub transactions: IntCounter,
     pub batch_rows: Histogram,
     pub apply_seconds: Histogram,
-    /// Lag is computed from it whenever someone looks.
+    /// What the stream and the applier report. Checkpoint and lag are read from it whenever someone looks.
     pub progress: Arc<PairProgress>,
 }
 
 impl PairMetrics {
-    /// The sink durably holds everything up to `checkpoint`.
-    pub fn durable(&self, checkpoint: &Checkpoint) {
-        self.progress.durable(checkpoint);
-        self.checkpoint_lsn.set(checkpoint.end_lsn);
-    }
-
     pub fn source(&self) -> &str {
         &self.source
     }

@@ -1,7 +1,7 @@
 //! The HTTP surface: `/metrics`, `/healthz`, `/readyz`, `/status`, and at `/` a page that draws them. It only reads.
 //!
 //! There is nothing to authorise, so what protects it is its address (loopback unless configured otherwise), a check of
-//! the `Host` header against DNS rebinding, and limits: see [`super::listener`] for those of a connection.
+//! the `Host` header against DNS rebinding, and limits: see `listener` for those of a connection.
 
 use std::future::Future;
 use std::io;

@@ -176,6 +176,7 @@ impl Metrics {
         for pair in &handles.pairs {
             pair.lag_seconds.set(pair.progress.lag_seconds(now));
             pair.lag_bytes.set(pair.progress.lag_bytes());
+            pair.checkpoint_lsn.set(pair.progress.checkpoint_lsn());
         }
         for table in &handles.tables {
             table.lag_seconds.set(table.lag_seconds(now));
@@ -274,7 +275,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("tailwater_replication_lag_bytes{sink=\"warehouse\",source=\"lms\"} 40"), "{text}");
-        pair.durable(&Checkpoint { commit_lsn: Lsn(39), end_lsn: Lsn(40), ordinal: 1, commit_ts: None });
+        pair.progress.durable(&Checkpoint { commit_lsn: Lsn(39), end_lsn: Lsn(40), ordinal: 1, commit_ts: None });
         let text = metrics.render(UnixMicros(9_000_000)).expect("consistent");
         assert!(text.contains("tailwater_replication_lag_seconds{sink=\"warehouse\",source=\"lms\"} 0"), "{text}");
         assert!(text.contains("tailwater_checkpoint_lsn{sink=\"warehouse\",source=\"lms\"} 40"), "{text}");

@@ -8,19 +8,23 @@
 //!
 //! Nothing here holds a row value, a password or a connection string.
 
-pub mod board;
+// Measuring.
 mod families;
-pub mod fetch;
 mod handles;
-pub mod health;
-pub mod http;
-pub mod human;
-mod listener;
-pub mod log;
 pub mod metrics;
 pub mod process;
 pub mod progress;
 mod rate;
-pub mod render;
+// Saying where things stand.
+pub mod board;
+pub mod health;
+mod look;
 pub mod status;
+// Showing it.
+pub mod fetch;
+pub mod http;
+pub mod human;
+mod listener;
+pub mod log;
+pub mod render;
 pub mod time;

@@ -1,7 +1,7 @@
 //! How far one sink has come with one source: shared by the stream, the applier and whoever looks.
 //!
 //! Lag in seconds is the age of the oldest commit that the sink does not hold. Commits come far faster than anyone looks,
-//! so their times are sampled: one every [`SAMPLE_MICROS`] while the sink is behind, and always the last one.
+//! so their times are sampled: one every tenth of a second while the sink is behind, and always the last one.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
