@@ -115,6 +115,8 @@ pub struct Scan {
     pub reply_requested: bool,
     /// Keepalives among them.
     pub keepalives: usize,
+    /// When the source committed the last of the transactions that end among them.
+    pub commit_ts: Option<UnixMicros>,
 }
 
 /// Follows the stream's transaction boundaries from frame to frame.
@@ -177,6 +179,8 @@ impl Boundary {
                     self.commit_lsn = commit_lsn;
                     self.end_lsn = self.end_lsn.max(end_lsn);
                     scan.commits += 1;
+                    let clock = message.get(18..).and_then(|rest| rest.first_chunk::<8>());
+                    scan.commit_ts = clock.map(|clock| UnixMicros::from_postgres(i64::from_be_bytes(*clock)));
                 }
                 b'R' => scan.has_relation = true,
                 _ => {}
