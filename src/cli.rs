@@ -307,8 +307,8 @@ fn parse_moment(text: &str) -> Result<Moment, String> {
     })
 }
 
-/// How the process ends; a part of the interface. Codes from 70 on mean that a human must decide: starting again by itself
-/// would meet the same, so a service unit should not.
+/// How the process ends; a part of the interface. Codes 2, 3 and 10 to 16 mean that a human must decide: starting again by
+/// itself would meet the same, so a service unit should not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Exit {
@@ -318,34 +318,32 @@ pub enum Exit {
     Findings = 3,
     OutsideJournal = 4,
     NoDaemon = 5,
-    Fenced = 6,
-    SlotMissing = 70,
-    SlotLost = 71,
-    SlotAhead = 72,
-    SourceBehind = 73,
-    TimelineDiverged = 74,
-    OtherSystem = 75,
-    PublicationMissing = 76,
-    SlotUnknown = 77,
+    SlotMissing = 10,
+    SlotLost = 11,
+    Gap = 12,
+    SourceBehind = 13,
+    Diverged = 14,
+    OtherSystem = 15,
+    PublicationGone = 16,
+    Fenced = 17,
 }
 
 impl Exit {
-    pub const ALL: [Exit; 15] = [
+    pub const ALL: [Exit; 14] = [
         Exit::Done,
         Exit::Failed,
         Exit::Usage,
         Exit::Findings,
         Exit::OutsideJournal,
         Exit::NoDaemon,
-        Exit::Fenced,
         Exit::SlotMissing,
         Exit::SlotLost,
-        Exit::SlotAhead,
+        Exit::Gap,
         Exit::SourceBehind,
-        Exit::TimelineDiverged,
+        Exit::Diverged,
         Exit::OtherSystem,
-        Exit::PublicationMissing,
-        Exit::SlotUnknown,
+        Exit::PublicationGone,
+        Exit::Fenced,
     ];
 
     pub fn code(self) -> u8 {
@@ -357,19 +355,18 @@ impl Exit {
         match self {
             Exit::Done => "done; of a daemon: stopped by a signal, after draining",
             Exit::Failed => "failed; trying again may help (a connection, a disk)",
-            Exit::Usage => "the command line is wrong",
-            Exit::Findings => "configuration or mappings are wrong; every finding was printed",
+            Exit::Usage => "the command line or the configuration is wrong; every finding was printed",
+            Exit::Findings => "the mappings do not fit the live databases; every finding was printed",
             Exit::OutsideJournal => "the journal does not hold what was asked for",
             Exit::NoDaemon => "no daemon answers (status)",
-            Exit::Fenced => "another daemon took over; started again, this one waits as standby",
             Exit::SlotMissing => "halt: the slot is gone, but a sink has a checkpoint",
             Exit::SlotLost => "halt: the source invalidated the slot",
-            Exit::SlotAhead => "halt: the slot is past what sinks and journal hold; changes are gone",
+            Exit::Gap => "halt: the slot is past what sinks and journal hold; changes are gone",
             Exit::SourceBehind => "halt: the source is behind the checkpoint, as after a restore",
-            Exit::TimelineDiverged => "halt: the source's history left the checkpoint's before it",
+            Exit::Diverged => "halt: the source's history left the checkpoint's before it",
             Exit::OtherSystem => "halt: the checkpoint is of another server, database or slot",
-            Exit::PublicationMissing => "halt: the publication is gone, or lacks a mapped table",
-            Exit::SlotUnknown => "halt: a slot exists, but no sink has a checkpoint for it",
+            Exit::PublicationGone => "halt: the publication is gone",
+            Exit::Fenced => "another daemon took over; started again, this one waits as standby",
         }
     }
 }

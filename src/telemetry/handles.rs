@@ -7,6 +7,8 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 use serde::{Deserialize, Serialize};
 
 use super::progress::PairProgress;
+pub use crate::sink::postgres::state::TableState;
+
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 
@@ -191,41 +193,6 @@ impl ViewMetrics {
         match self.stale_since.load(Relaxed) {
             0 => 0.0,
             since => now.0.saturating_sub(since).max(0) as f64 / 1e6,
-        }
-    }
-}
-
-/// Where a target table stands; the words of `tailwater.table_state`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TableState {
-    #[default]
-    Pending,
-    Copying,
-    Catchup,
-    Streaming,
-    Paused,
-    Quarantined,
-}
-
-impl TableState {
-    pub const ALL: [TableState; 6] = [
-        TableState::Pending,
-        TableState::Copying,
-        TableState::Catchup,
-        TableState::Streaming,
-        TableState::Paused,
-        TableState::Quarantined,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            TableState::Pending => "pending",
-            TableState::Copying => "copying",
-            TableState::Catchup => "catchup",
-            TableState::Streaming => "streaming",
-            TableState::Paused => "paused",
-            TableState::Quarantined => "quarantined",
         }
     }
 }
