@@ -156,8 +156,8 @@ fn copy(path: &Path, copy_path: &Path, blocks: u64, stop: &AtomicBool) -> Result
         Copy { file: BufWriter::new(file), zstd: zstd::bulk::Compressor::new(LEVEL).map_err(Unreadable::Io)? };
     let header = SegmentHeader { compressed: true, ..cursor.header };
     copy.file.write_all(&header.encode()).map_err(Unreadable::Io)?;
-    let (record, head) = cursor.head()?;
-    copy.add(&record, &head, header.salt).map_err(Unreadable::Io)?;
+    let (record, head) = cursor.head();
+    copy.add(record, head, header.salt).map_err(Unreadable::Io)?;
     while cursor.block < blocks {
         if stop.load(Ordering::Acquire) {
             return Ok(None);

@@ -19,7 +19,7 @@ pub(super) struct Cursor {
     file: File,
     path: PathBuf,
     pub(super) header: SegmentHeader,
-    head: RecordHeader,
+    head: (RecordHeader, Bytes),
     offset: u64,
     /// Blocks before this place.
     pub(super) block: u64,
@@ -64,8 +64,9 @@ impl Cursor {
             .and_then(|head| RecordHeader::decode(&head, header.salt))
             .filter(|head| head.head)
             .ok_or(Unreadable::Damaged(offset))?;
+        let head = (head, payload(&file, &head, offset)?);
         let boundary = header.start;
-        let offset = offset + head.record_bytes();
+        let offset = offset + head.0.record_bytes();
         Ok(Cursor { file, path: path.to_owned(), header, head, offset, block: 0, boundary })
     }
 
@@ -79,9 +80,8 @@ impl Cursor {
     }
 
     /// The Relation messages known when the segment began.
-    pub(super) fn head(&self) -> Result<(RecordHeader, Bytes), Unreadable> {
-        let bytes = self.payload(&self.head, HEADER_BYTES as u64)?;
-        Ok((self.head, bytes))
+    pub(super) fn head(&self) -> (&RecordHeader, &Bytes) {
+        (&self.head.0, &self.head.1)
     }
 
     /// The header of the record at this place, `None` at the end of the file.
@@ -106,7 +106,7 @@ impl Cursor {
     /// Reads the block at this place and steps over it, `None` at the end of the file.
     pub(super) fn read(&mut self) -> Result<Option<Block>, Unreadable> {
         let Some(header) = self.peek()? else { return Ok(None) };
-        let bytes = self.payload(&header, self.offset)?;
+        let bytes = payload(&self.file, &header, self.offset)?;
         self.skip(&header);
         Ok(Some(Block {
             bytes,
@@ -147,7 +147,7 @@ impl Cursor {
         }
         let mut relations = Relations::default();
         (self.block, self.offset, self.boundary) = (0, first_offset, first_boundary);
-        relations.collect(&self.head()?.1);
+        relations.collect(self.head().1);
         for earlier in with_relations.into_iter().filter(|earlier| earlier.0 < place.0) {
             (self.block, self.offset, self.boundary) = earlier;
             if let Some(block) = self.read()? {
@@ -156,22 +156,6 @@ impl Cursor {
         }
         (self.block, self.offset, self.boundary) = place;
         Ok(relations)
-    }
-
-    fn payload(&self, header: &RecordHeader, record_offset: u64) -> Result<Bytes, Unreadable> {
-        let damaged = || Unreadable::Damaged(record_offset);
-        let mut stored = vec![0; header.stored as usize];
-        match self.file.read_exact_at(&mut stored, record_offset + HEADER_BYTES as u64) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(damaged()),
-            Err(error) => return Err(Unreadable::Io(error)),
-        }
-        if crc32c::crc32c(&stored) != header.payload_crc {
-            return Err(damaged());
-        }
-        let length = header.length as usize;
-        let bytes = if header.zstd { zstd::bulk::decompress(&stored, length).map_err(|_| damaged())? } else { stored };
-        if bytes.len() == length { Ok(bytes.into()) } else { Err(damaged()) }
     }
 
     /// Whether a whole, correct record of this segment begins anywhere after this place.
@@ -186,7 +170,7 @@ impl Cursor {
             for idx in 0..=length - HEADER_BYTES {
                 let header = window[idx..].first_chunk().expect("a header fits into the rest of the window");
                 if let Some(header) = RecordHeader::decode(header, self.header.salt)
-                    && self.payload(&header, at + idx as u64).is_ok()
+                    && payload(&self.file, &header, at + idx as u64).is_ok()
                 {
                     return Ok(Some(header));
                 }
@@ -203,6 +187,23 @@ const SEARCH_BYTES: usize = 1 << 20;
 /// `commit_lsn` is left out.
 pub(super) fn follows(end: &Boundary, start: &Boundary) -> bool {
     (end.end_lsn, end.in_transaction) == (start.end_lsn, start.in_transaction)
+}
+
+/// The payload of the record that begins at `record_offset`, as it was before it was compressed.
+fn payload(file: &File, header: &RecordHeader, record_offset: u64) -> Result<Bytes, Unreadable> {
+    let damaged = || Unreadable::Damaged(record_offset);
+    let mut stored = vec![0; header.stored as usize];
+    match file.read_exact_at(&mut stored, record_offset + HEADER_BYTES as u64) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(damaged()),
+        Err(error) => return Err(Unreadable::Io(error)),
+    }
+    if crc32c::crc32c(&stored) != header.payload_crc {
+        return Err(damaged());
+    }
+    let length = header.length as usize;
+    let bytes = if header.zstd { zstd::bulk::decompress(&stored, length).map_err(|_| damaged())? } else { stored };
+    if bytes.len() == length { Ok(bytes.into()) } else { Err(damaged()) }
 }
 
 /// A header's bytes, `None` at the end of the file.

@@ -133,15 +133,11 @@ struct Last {
 fn recover_last(path: &Path, first: Lsn) -> Result<Option<Last>, JournalError> {
     let mut cursor = match Cursor::open(path) {
         Ok(cursor) => cursor,
-        Err(Unreadable::Damaged(_)) if !may_hold_records(path)? => return Ok(None),
+        Err(Unreadable::Damaged(_)) if !may_hold_blocks(path)? => return Ok(None),
         Err(error) => return Err(error.into_error(path, first, Lsn(u64::MAX))),
     };
     let mut relations = Relations::default();
-    match cursor.head() {
-        Ok((_, head)) => relations.collect(&head),
-        Err(Unreadable::Damaged(at)) if matches!(cursor.valid_record_after(at), Ok(None)) => return Ok(None),
-        Err(error) => return Err(error.into_error(path, first, Lsn(u64::MAX))),
-    }
+    relations.collect(cursor.head().1);
     loop {
         match cursor.read() {
             Ok(Some(block)) if block.has_relation => relations.collect(&block.bytes),
@@ -169,8 +165,10 @@ fn cut_torn_tail(cursor: &Cursor, at: u64) -> Result<(), JournalError> {
     file.set_len(at).and_then(|()| file.sync_all()).map_err(JournalError::io("cut journal segment", path))
 }
 
-/// Whether anything in the file looks like a record: then a bad header is damage, not a crash at the file's creation.
-fn may_hold_records(path: &Path) -> Result<bool, JournalError> {
+/// Whether anything behind the head's own start looks like a record: then a bad head is damage, and not what a power cut
+/// left of a new file.
+fn may_hold_blocks(path: &Path) -> Result<bool, JournalError> {
     let bytes = fs::read(path).map_err(JournalError::io("read journal segment", path))?;
-    Ok(bytes.get(HEADER_BYTES..).is_some_and(|rest| rest.windows(RECORD_MAGIC.len()).any(|part| part == RECORD_MAGIC)))
+    let behind = bytes.get(HEADER_BYTES + RECORD_MAGIC.len()..).unwrap_or_default();
+    Ok(behind.windows(RECORD_MAGIC.len()).any(|part| part == RECORD_MAGIC))
 }
