@@ -136,7 +136,7 @@ fn blocks_to_keep(path: &Path) -> Result<u64, Unreadable> {
     let mut keep = 0;
     while let Some(header) = cursor.peek()? {
         cursor.skip(&header);
-        if !header.is_inside_one_transaction() || !header.end.in_transaction {
+        if !header.is_inside_one_transaction() {
             keep = cursor.block;
         }
     }

@@ -19,10 +19,10 @@ mod keeping;
 mod reading;
 
 /// A directory that goes away with the test.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Scratch {
+    pub(super) fn new() -> Scratch {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!("tailwater-journal-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
@@ -30,7 +30,7 @@ impl Scratch {
         Scratch(path)
     }
 
-    fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         Options {
             dir: self.0.join("lms"),
             retention: Duration::from_secs(3600),
@@ -56,8 +56,8 @@ impl Drop for Scratch {
 
 /// One transaction: where it ends, and its rows as (relation, version of the relation, bytes of the row).
 #[derive(Clone, Debug, PartialEq)]
-struct Transaction {
-    end: Lsn,
+pub(super) struct Transaction {
+    pub(super) end: Lsn,
     rows: Vec<(u32, u32, usize)>,
 }
 
@@ -70,14 +70,14 @@ fn transactions(rows: &[Vec<(u32, u32, usize)>]) -> Vec<Transaction> {
 }
 
 /// As many transactions of one row of 100 bytes each.
-fn simple_transactions(count: usize) -> Vec<Transaction> {
+pub(super) fn simple_transactions(count: usize) -> Vec<Transaction> {
     transactions(&vec![vec![(1, 1, 100)]; count])
 }
 
-const START: Lsn = Lsn(1_000);
+pub(super) const START: Lsn = Lsn(1_000);
 
 /// What a server sends to one connection that starts at `from`.
-fn stream(transactions: &[Transaction], from: Lsn) -> Vec<u8> {
+pub(super) fn stream(transactions: &[Transaction], from: Lsn) -> Vec<u8> {
     let mut sent: HashMap<u32, u32> = HashMap::new();
     let mut bytes = Vec::new();
     for transaction in transactions.iter().filter(|transaction| transaction.end > from) {
@@ -97,7 +97,7 @@ fn stream(transactions: &[Transaction], from: Lsn) -> Vec<u8> {
 }
 
 /// The frames at the front of `bytes` as one block, and how many bytes they are.
-fn next_block(bytes: &[u8], start: Boundary, bytes_max: usize) -> Block {
+pub(super) fn next_block(bytes: &[u8], start: Boundary, bytes_max: usize) -> Block {
     let mut end = start;
     let (scan, walked) = end.walk(bytes, bytes_max);
     walked.expect("well formed");
@@ -116,7 +116,7 @@ fn append_all(journal: &Journal, mut bytes: &[u8], block_bytes: usize) {
 }
 
 /// A journal of these transactions, in blocks of this size.
-fn filled(options: Options, transactions: &[Transaction], block_bytes: usize) -> Journal {
+pub(super) fn filled(options: Options, transactions: &[Transaction], block_bytes: usize) -> Journal {
     let journal = Journal::open(options).expect("open");
     journal.begin(START).expect("begin");
     append_all(&journal, &stream(transactions, START), block_bytes);
@@ -183,7 +183,7 @@ fn drain(reader: &mut Reader, assembled: &mut Assembled) -> Result<(), JournalEr
     Ok(())
 }
 
-fn read_from(journal: &Journal, from: Lsn) -> Result<Vec<Transaction>, JournalError> {
+pub(super) fn read_from(journal: &Journal, from: Lsn) -> Result<Vec<Transaction>, JournalError> {
     let mut assembled = Assembled::default();
     drain(&mut journal.reader(from)?, &mut assembled)?;
     Ok(assembled.after(from))

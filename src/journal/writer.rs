@@ -349,3 +349,49 @@ fn split(block: &Block) -> Option<(Block, Block)> {
 fn salt() -> u32 {
     (RandomState::new().hash_one(UnixMicros::now().0) & u64::from(u32::MAX)) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{START, Scratch, filled, next_block, read_from, simple_transactions, stream};
+    use super::super::{Journal, lock};
+    use super::*;
+
+    #[test]
+    fn file_that_cannot_be_put_right_is_left_alone() {
+        let scratch = Scratch::new();
+        let source = simple_transactions(6);
+        let journal = filled(scratch.options(), &source[..5], 300);
+        let next = next_block(&stream(&source, source[4].end), Boundary::new(source[4].end), usize::MAX);
+        {
+            // Takes no byte, and cannot be cut either.
+            let mut writer = lock(&journal.inner.writer);
+            let open = writer.open.as_mut().expect("begun");
+            open.file = OpenOptions::new().append(true).open("/dev/full").expect("every Linux has it");
+        }
+        let error = journal.append(next.clone()).expect_err("full");
+        assert!(matches!(error, JournalError::NoSpace { .. }), "{error}");
+        assert!(matches!(journal.append(next), Err(JournalError::Broken)));
+        assert!(matches!(journal.sync(), Err(JournalError::Broken)));
+        assert_eq!(read_from(&journal, START).expect("readers go on"), source[..5]);
+        drop(journal);
+        let journal = Journal::open(scratch.options()).expect("open again");
+        assert_eq!(read_from(&journal, START).expect("readable"), source[..5]);
+    }
+
+    #[test]
+    fn block_is_cut_only_at_a_boundary_inside_it() {
+        let source = simple_transactions(3);
+        let bytes = stream(&source, START);
+        let whole = next_block(&bytes, Boundary::new(START), usize::MAX);
+        assert!(split(&whole).is_none(), "it ends at a boundary");
+        let head = next_block(&bytes, Boundary::new(START), 1);
+        let inside = next_block(&bytes[head.bytes.len()..], head.end, bytes.len() / 3 - 100);
+        assert!(inside.start.in_transaction && inside.end.in_transaction && split(&inside).is_none());
+        let middle = next_block(&bytes[head.bytes.len()..], head.end, bytes.len() - 200);
+        let (piece, rest) = split(&middle).expect("two transactions end in it");
+        assert_eq!([&piece.bytes[..], &rest.bytes[..]].concat(), middle.bytes);
+        assert_eq!((piece.start, rest.end), (middle.start, middle.end));
+        assert_eq!((piece.end, rest.start), (rest.start, Boundary { in_transaction: false, ..piece.end }));
+        assert_eq!(piece.end.end_lsn, source[1].end);
+    }
+}
