@@ -97,7 +97,8 @@ pub struct Options {
     pub max_bytes: u64,
     /// A segment is closed at the first boundary between transactions after this; at most an eighth of `max_bytes`.
     pub segment_bytes: u64,
-    /// Blocks kept in memory for readers at the live end.
+    /// Blocks kept in memory for readers at the live end. Counted by what they hold: a block that is a slice of a
+    /// larger buffer keeps all of that.
     pub memory_bytes: u64,
     /// The slot is confirmed from this journal (`ack = "journal"`), so what [`Journal::sync`] returned survives a power cut.
     pub fsync: bool,
@@ -141,7 +142,8 @@ pub enum JournalError {
     },
     #[error("another process uses the journal \"{}\"", dir.display())]
     Locked { dir: PathBuf },
-    /// Transactions that end after `from` and at `to` or before may be unreadable.
+    /// Transactions that end after `from` and at `to` or before may be unreadable; `to` is the highest LSN there is
+    /// where nothing behind the damage tells.
     #[error("segment \"{}\" is damaged at byte {at}: {from} to {to} cannot be read", file.display())]
     Damaged { file: PathBuf, at: u64, from: Lsn, to: Lsn },
     #[error("segment \"{}\" has format version {found}, this program reads {}", file.display(), format::VERSION)]
@@ -184,10 +186,10 @@ pub struct Journal {
 }
 
 struct Inner {
+    /// Held for its drop, which ends the thread; before the writer's, which frees the directory.
+    _compressor: Compressor,
     writer: Mutex<Writer>,
     shared: Arc<Shared>,
-    /// Held for its drop, which ends the thread.
-    _compressor: Compressor,
 }
 
 /// What the writer, the readers and the compression thread have in common.
@@ -217,7 +219,7 @@ impl Journal {
         let shared = Arc::new(Shared { segments: Mutex::new(segments), news });
         let compressor = Compressor::start(shared.clone(), &options)?;
         let writer = Writer::new(options, dir, (end, relations), shared.clone(), news_sender, compressor.waker());
-        Ok(Journal { inner: Arc::new(Inner { writer: Mutex::new(writer), shared, _compressor: compressor }) })
+        Ok(Journal { inner: Arc::new(Inner { _compressor: compressor, writer: Mutex::new(writer), shared }) })
     }
 
     /// What can be replayed, `None` before the first [`begin`](Journal::begin).
@@ -227,7 +229,8 @@ impl Journal {
 
     /// The stream starts, or starts again, at `at`. At the journal's end the journal continues, and readers are told to
     /// forget a transaction left open there, since the server sends it again whole. After the end there is a gap, and
-    /// what is held begins anew at `at`; older segments stay on disk but are never joined over the gap.
+    /// what is held begins anew at `at`; older segments stay on disk but are never joined over the gap, and readers from
+    /// before it end with `NotHeld`.
     ///
     /// # Errors
     /// `BeginsBefore` if `at` is held already: the caller's bug.
@@ -243,7 +246,8 @@ impl Journal {
         lock(&self.inner.writer).append(block)
     }
 
-    /// Makes everything appended so far durable, and returns the end of the last transaction among it.
+    /// Makes everything appended so far durable, also by an earlier process, and returns the end of the last transaction
+    /// among it.
     ///
     /// # Errors
     /// After a failed sync the journal is `Broken`: the kernel may have dropped what it could not write.

@@ -33,7 +33,7 @@ pub struct Reader {
     ready: VecDeque<Item>,
     /// `None` while a read from files has it, or after that read was lost with its runtime.
     tape: Option<Tape>,
-    reading: Option<JoinHandle<(Tape, Result<VecDeque<Item>, JournalError>)>>,
+    reading: Option<JoinHandle<TapeRead>>,
 }
 
 impl Reader {
@@ -95,11 +95,7 @@ impl Reader {
         }));
     }
 
-    #[expect(clippy::type_complexity, reason = "what a join handle yields, named nowhere else")]
-    fn take_back(
-        &mut self,
-        read: Result<(Tape, Result<VecDeque<Item>, JournalError>), JoinError>,
-    ) -> Result<(), JournalError> {
+    fn take_back(&mut self, read: Result<TapeRead, JoinError>) -> Result<(), JournalError> {
         self.reading = None;
         let (tape, items) = match read {
             Ok(read) => read,
@@ -112,6 +108,9 @@ impl Reader {
         Ok(())
     }
 }
+
+/// The tape comes back from a read with what it read.
+type TapeRead = (Tape, Result<VecDeque<Item>, JournalError>);
 
 /// A reader's place, and the file it has open there.
 struct Tape {

@@ -1,6 +1,6 @@
 //! What a directory holds after whatever ended the last process: every whole block, and nothing else.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -60,7 +60,19 @@ pub(super) fn recover(options: &Options) -> Result<Recovered, JournalError> {
         last_segment.closed_at = None;
     }
     segments.push(last_segment);
+    if options.fsync {
+        make_durable(&options.dir, &segments)?;
+    }
     Ok(Recovered { segments, end: Some(last.end), relations: last.relations })
+}
+
+/// The last process may not have synced what it wrote; the slot is confirmed only from here on. Compressed segments were.
+fn make_durable(dir: &Path, segments: &[Segment]) -> Result<(), JournalError> {
+    for segment in segments.iter().filter(|segment| !segment.compressed) {
+        let synced = File::open(&segment.path).and_then(|file| file.sync_all());
+        synced.map_err(JournalError::io("sync journal segment", &segment.path))?;
+    }
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(JournalError::io("sync journal directory", dir))
 }
 
 /// Segment files by their first LSN, oldest first.

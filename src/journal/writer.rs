@@ -379,6 +379,33 @@ mod tests {
     }
 
     #[test]
+    fn append_that_failed_between_two_pieces_is_finished_later() {
+        let scratch = Scratch::new();
+        let source = simple_transactions(40);
+        let bytes = stream(&source, START);
+        let journal = Journal::open(scratch.options()).expect("open");
+        journal.begin(START).expect("begin");
+        // Past the size of a segment, inside a transaction; then a block over the next boundaries.
+        let first = next_block(&bytes, Boundary::new(START), 2_200);
+        let second = next_block(&bytes[first.bytes.len()..], first.end, 1_100);
+        assert!(second.start.in_transaction && second.end.in_transaction);
+        let (piece, _) = split(&second).expect("a transaction ends in it");
+        let in_the_way = segment_path(&scratch.options().dir, piece.end.end_lsn).with_extension(NEW_EXTENSION);
+        fs::create_dir(&in_the_way).expect("create");
+        journal.append(first.clone()).expect("append");
+        for _ in 0..2 {
+            let error = journal.append(second.clone()).expect_err("the next segment cannot be made");
+            assert!(matches!(error, JournalError::Io { .. }), "{error}");
+            assert_eq!(journal.held().expect("begun").end, piece.end, "the first piece is in");
+        }
+        fs::remove_dir(&in_the_way).expect("remove");
+        journal.append(second.clone()).expect("the rest goes in");
+        let rest = &bytes[first.bytes.len() + second.bytes.len()..];
+        journal.append(next_block(rest, second.end, usize::MAX)).expect("append");
+        assert_eq!(read_from(&journal, START).expect("readable"), source);
+    }
+
+    #[test]
     fn block_is_cut_only_at_a_boundary_inside_it() {
         let source = simple_transactions(3);
         let bytes = stream(&source, START);
