@@ -1,6 +1,7 @@
 //! From the merged tree to [`Config`]: known keys, types, units, defaults, secrets from files.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -361,12 +362,19 @@ impl Address {
         let parameters = tail.split_once('?').map_or("", |(_, parameters)| parameters);
         let parameter = |name: &str| parameters.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
         let host = parameter("host").unwrap_or(host);
-        let local = ["localhost", "127.", "[::1]", "::1", "/", "%2F", "%2f"];
         Some(Address {
             has_password: user.contains(':') || parameter("password").is_some(),
-            is_local: host.is_empty()
-                || host.starts_with(':')
-                || host.split(',').all(|host| local.iter().any(|prefix| host.starts_with(prefix))),
+            is_local: host.split(',').all(is_local),
         })
     }
+}
+
+/// Does a host, with or without its port, stay on this machine? An empty one is the default Unix socket.
+fn is_local(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let is_socket = name.is_empty() || name.starts_with('/') || name.to_ascii_lowercase().starts_with("%2f");
+    is_socket || name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
