@@ -51,7 +51,7 @@ pub(super) fn config(file: &Arc<SourceFile>, entries: &[Entry], findings: Findin
         data_dir: read.path(entries, "data_dir").unwrap_or_else(|| read.base.join("tailwater-data")),
         http: read.http(entries),
         log: read.log(entries),
-        mask_salt: read.secret(entries, "mask_salt", &Origin::Nowhere),
+        mask_salt: read.mask_salt(entries),
         sources: read.named(entries, "source", Read::source),
         sinks: read.named(entries, "sink", Read::sink),
         warnings: Findings::default(),
@@ -79,7 +79,20 @@ impl Read {
             return text.split(',').map(|path| self.base.join(path.trim())).collect();
         }
         let paths = self.reader.strings(entry, Alone::Refused).unwrap_or_default();
+        if paths.is_empty() && matches!(entry.node.value, Value::Array(_)) {
+            self.reader.report(&entry.node.origin, Finding::error("bad-value", "\"mappings\" names no file"));
+        }
         paths.into_iter().map(|(path, _)| self.base.join(path)).collect()
+    }
+
+    /// Without a salt a hash is found by hashing likely values.
+    fn mask_salt(&mut self, entries: &[Entry]) -> Option<Secret> {
+        let salt = self.secret(entries, "mask_salt", &Origin::Nowhere)?;
+        if salt.expose().is_empty() {
+            let entry = find(entries, "mask_salt").or(find(entries, "mask_salt_file"))?;
+            self.reader.report(&entry.origin, Finding::error("bad-value", "the salt of masks is empty"));
+        }
+        Some(salt)
     }
 
     fn path(&mut self, entries: &[Entry], key: &str) -> Option<PathBuf> {

@@ -83,6 +83,14 @@ pub struct Output {
     pub from: OutputFrom,
 }
 
+impl Output {
+    /// The type that a cast of the value names: the target's without its modifier, so that storing the value checks its
+    /// length and does not cut it, as an explicit `::varchar(3)` would.
+    pub fn cast_type(&self) -> String {
+        super::types::without_modifier(&self.target_type)
+    }
+}
+
 /// What a row of the source does to the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

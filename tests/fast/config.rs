@@ -149,6 +149,8 @@ fn every_slip_has_its_finding() {
         check(&with_source(lines), &[], expected);
     }
     check("", &[], &["names no mapping files", "no [source.NAME]", "no [sink.NAME]"]);
+    check(&SMALLEST.replace("\"mappings/lessons.toml\"", ""), &[], &["\"mappings\" names no file"]);
+    check(&format!("mask_salt = \"\"{SMALLEST}"), &[], &["the salt of masks is empty"]);
     check("a = [", &[], &["invalid TOML"]);
 }
 

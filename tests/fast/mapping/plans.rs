@@ -109,6 +109,7 @@ fn values_travel_in_a_type_that_both_ends_have() {
     assert_eq!(inputs, expected);
     assert_eq!(plan.outputs[2].from, OutputFrom::Input { input: 2, cast: false }, "a modifier is no cast");
     assert_eq!(plan.outputs[2].target_type, "numeric(10,2)");
+    assert_eq!(plan.outputs[2].cast_type(), "numeric");
 }
 
 #[test]
