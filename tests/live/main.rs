@@ -1,1 +1,6 @@
 //! Tests against real servers, which they start themselves.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod harness;
