@@ -1,10 +1,12 @@
 //! That the support code itself can be trusted: clusters start, die and come back as the other tests assume.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::support::certificates::Certificates;
+use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Options, Stop};
 use crate::support::daemon::flushed;
 use crate::support::oracle::{Oracle, digest};
@@ -104,5 +106,75 @@ async fn oracle_knows_the_source_after_kills_under_load() -> Result<()> {
     let known = oracle.digests_at(flushed(&client).await?).await?;
     ensure!(known == truth, "the oracle says {known:?}, the source {truth:?}");
     ensure!(truth.iter().take(3).all(|digest| digest.rows > 0), "a table is empty: {truth:?}");
+    Ok(())
+}
+
+/// A lie told by the sink, what the checker says of it, and how the sink tells the truth again.
+const LIES: &[(&str, &str, &str)] = &[
+    (
+        "UPDATE mirror.churn SET number = 1 WHERE id = 7",
+        "its mirror has",
+        "UPDATE mirror.churn SET number = 0 WHERE id = 7",
+    ),
+    (
+        "UPDATE mirror.accounts_a SET balance = 999 WHERE id = 1; UPDATE mirror.accounts_a SET balance = 1001 WHERE id = 2",
+        "public.accounts_a had",
+        "UPDATE mirror.accounts_a SET balance = 1000",
+    ),
+    ("UPDATE mirror.accounts_b SET balance = 999 WHERE id = 1", "999", "UPDATE mirror.accounts_b SET balance = 1000"),
+    (
+        "DELETE FROM mirror.ledger WHERE line = 2",
+        "1999 rows",
+        "INSERT INTO mirror.ledger SELECT 0, 2, 0.02, 'first', '2024-02-29 12:00Z'",
+    ),
+    (
+        "UPDATE tailwater.checkpoint SET end_lsn = end_lsn - 1",
+        "",
+        "UPDATE tailwater.checkpoint SET end_lsn = end_lsn + 1",
+    ),
+    (
+        "UPDATE tailwater.table_state SET state = 'copying' WHERE relation = 'public.churn'",
+        "not any more",
+        "UPDATE tailwater.table_state SET state = 'streaming'",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checker_finds_every_lie_and_no_other() -> Result<()> {
+    let (source, sink) = (Cluster::new("honest-source")?, Cluster::new("lying-sink")?);
+    source.execute("postgres", SCHEMA).await?;
+    let oracle = Arc::new(Oracle::start(&source, "postgres", TABLES).await?);
+    source.execute("postgres", SEED_SQL).await?;
+    let client = source.connect("postgres").await?;
+    client.query_one("SELECT pg_create_logical_replication_slot('daemon', 'pgoutput')", &[]).await?;
+    let confirmed = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'daemon'";
+    let confirmed: String = client.query_one(confirmed, &[]).await?.get(0);
+    let states: Vec<String> = TABLES.iter().map(|table| format!("('{table}', 'streaming')")).collect();
+    let honest = format!(
+        "CREATE SCHEMA mirror; SET search_path = mirror; {SCHEMA}; {SEED_SQL}; CREATE SCHEMA tailwater;
+         CREATE TABLE tailwater.checkpoint (end_lsn pg_lsn);
+         INSERT INTO tailwater.checkpoint VALUES ('{confirmed}');
+         CREATE TABLE tailwater.table_state (relation text, state text);
+         INSERT INTO tailwater.table_state VALUES {}",
+        states.join(", ")
+    );
+    sink.execute("postgres", &honest).await?;
+    for (lie, finding, truth) in LIES {
+        let checker = Checker::start(&source, &sink, "postgres", &oracle);
+        eventually(Duration::from_secs(60), "honest looks of every kind", async || {
+            let tally = checker.tally();
+            let enough = tally.comparisons > 2 && tally.totals > 2 && tally.confirmations > 2;
+            Ok(if enough { Look::Yes(()) } else { Look::NotYet(format!("{tally:?}")) })
+        })
+        .await?;
+        checker.verdict()?;
+        sink.execute("postgres", lie).await?;
+        let found = eventually(Duration::from_secs(60), lie, async || {
+            Ok(checker.verdict().err().map_or(Look::NotYet("nothing found".to_owned()), Look::Yes))
+        })
+        .await?;
+        ensure!(found.to_string().contains(finding), "{lie}: {found}");
+        sink.execute("postgres", truth).await?;
+    }
     Ok(())
 }

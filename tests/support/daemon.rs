@@ -18,6 +18,8 @@ use super::wait::{Look, eventually, eventually_blocking};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
 
+/// On a busy machine.
+const START_WITHIN: Duration = Duration::from_secs(30);
 /// SIGTERM drains what is in flight first.
 const END_WITHIN: Duration = Duration::from_secs(30);
 /// Commands other than `run` on the small databases of tests.
@@ -225,6 +227,14 @@ impl Daemon {
         Ok(metrics.iter().filter(|(key, _)| of_name(key)).map(|(_, value)| value).sum())
     }
 
+    /// Waits until it answers over HTTP; from then on it also minds signals.
+    pub async fn wait_serving(&self) -> Result<()> {
+        let served = eventually(START_WITHIN, "the daemon answers over HTTP", async || {
+            self.get("/status").map(|_| Look::Yes(()))
+        });
+        served.await.with_context(|| last_lines(&self.log(), 20))
+    }
+
     /// Waits until the sink holds everything that the source had committed when this was called, with all its tables
     /// streaming; the sink's checkpoint. Fails at once if the daemon ends.
     pub async fn wait_caught_up(&mut self, source: &Client, sink: &Client, deadline: Duration) -> Result<Lsn> {
@@ -270,8 +280,9 @@ pub async fn checkpoint(sink: &Client) -> Result<Option<Lsn>> {
     row.map(|row| Ok(row.get::<_, &str>(0).parse()?)).transpose()
 }
 
-/// Tables that are still being copied, are paused or quarantined.
+/// Tables that are still being copied, are paused or quarantined. That no table is known yet counts as one.
 pub async fn tables_not_streaming(sink: &Client) -> Result<i64> {
-    let sql = "SELECT count(*) FROM tailwater.table_state WHERE state <> 'streaming'";
+    let sql = "SELECT count(*) FILTER (WHERE state::text <> 'streaming') + (count(*) = 0)::int \
+               FROM tailwater.table_state";
     Ok(sink.query_one(sql, &[]).await?.get(0))
 }

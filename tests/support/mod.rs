@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each target uses its own part of it")]
 
 pub mod certificates;
+pub mod checker;
 pub mod cluster;
 pub mod daemon;
 pub mod http;

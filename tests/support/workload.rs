@@ -28,7 +28,7 @@ pub const SCHEMA: &str = "
     CREATE TABLE churn_full (LIKE churn INCLUDING ALL);
     ALTER TABLE churn_full REPLICA IDENTITY FULL";
 
-/// The mapping that mirrors them.
+/// The mapping that mirrors them into schema `mirror`.
 pub fn mirror_mapping(tables: &[&str]) -> String {
     let mut text = String::from("source = \"src\"\nsink = \"dst\"\n");
     for table in tables {
@@ -51,7 +51,7 @@ pub const SEED_SQL: &str = "
     COMMIT;
     INSERT INTO churn SELECT id, repeat(md5(id::text), id), 'extra', 0 FROM generate_series(1, 200) id;
     INSERT INTO churn_full SELECT * FROM churn;
-    INSERT INTO ledger SELECT 0, line, line / 100.0, 'first', now() FROM generate_series(1, 2000) line";
+    INSERT INTO ledger SELECT 0, line, line / 100.0, 'first', '2024-02-29 12:00Z' FROM generate_series(1, 2000) line";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Workload {

@@ -139,9 +139,10 @@ pub struct SinkState {
 }
 
 impl SinkState {
-    /// Whether the promise holds yet: every table is copied and has caught up.
-    pub fn is_streaming(&self) -> bool {
-        self.states.keys().all(|state| state == "streaming")
+    /// Whether the promise holds yet: all tables, that many at least, are copied and have caught up.
+    pub fn is_streaming(&self, tables: usize) -> bool {
+        let count = self.states.get("streaming").copied().and_then(|count| usize::try_from(count).ok());
+        self.states.len() == 1 && count >= Some(tables)
     }
 }
 
