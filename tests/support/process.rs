@@ -1,5 +1,6 @@
 //! Child processes and signals, by way of `sh` and `/proc`: no unsafe code, no crate.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -70,8 +71,13 @@ pub fn resident_kilobytes(pid: u32) -> Option<(u64, u64)> {
     Some((field("VmRSS:")?, field("VmHWM:")?))
 }
 
+/// The user whose process this is.
+pub fn user_id() -> u32 {
+    std::fs::metadata("/proc/self").expect("/proc is mounted").uid()
+}
+
 pub fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+    user_id() == 0
 }
 
 /// A command as the user the servers run as: Postgres refuses root, so there it is Debian's `postgres`.

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::process as processes;
+use super::wait::{Look, eventually_blocking};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static SWEPT: Once = Once::new();
@@ -16,8 +18,7 @@ static SWEPT: Once = Once::new();
 /// Below the system's temporary directory and not below `target`: the servers' user must be able to reach it, and a
 /// unix socket's path has 107 bytes at most.
 fn base() -> PathBuf {
-    let user = if processes::is_root() { "root" } else { "user" };
-    std::env::temp_dir().join(format!("tailwater-{user}"))
+    std::env::temp_dir().join(format!("tailwater-{}", processes::user_id()))
 }
 
 /// What outlives a run: the template data directories.
@@ -72,7 +73,13 @@ fn sweep() {
             .filter(|pid| processes::working_directory(*pid).is_some_and(|cwd| cwd.starts_with(&path)))
             .collect();
         processes::signal("KILL", &inside);
-        let _ = fs::remove_dir_all(&path);
+        let _ = eventually_blocking(Duration::from_secs(10), "what was left behind is gone", || {
+            let left = inside.iter().filter(|pid| processes::is_alive(**pid)).count();
+            Ok(if left == 0 { Look::Yes(()) } else { Look::NotYet(format!("{left} left")) })
+        });
+        if let Err(err) = fs::remove_dir_all(&path) {
+            eprintln!("{} of an earlier run stays: {err}", path.display());
+        }
     }
 }
 
