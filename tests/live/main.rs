@@ -5,3 +5,7 @@ mod support;
 
 mod crash;
 mod harness;
+mod huge;
+mod patience;
+mod spine;
+mod startup;

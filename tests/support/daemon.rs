@@ -52,9 +52,11 @@ impl Home {
         Home::new(name, &Home::pair_config(source, sink, database), &[("mapping.toml", mapping)])
     }
 
+    /// An idle source's position is recorded at once, so that tests need not wait for it.
     pub fn pair_config(source: &Cluster, sink: &Cluster, database: &str) -> String {
         format!(
-            "[source.src]\nurl = \"{}\"\n\n[sink.dst]\nkind = \"postgres\"\nurl = \"{}\"\n",
+            "[source.src]\nurl = \"{}\"\nheartbeat = \"500ms\"\n\n\
+             [sink.dst]\nkind = \"postgres\"\nurl = \"{}\"\nidle_record = \"200ms\"\n",
             source.url(database),
             sink.url(database)
         )

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod daemon;
 pub mod http;
 pub mod oracle;
+pub mod pair;
 pub mod postgres;
 pub mod process;
 pub mod random;
