@@ -45,7 +45,7 @@ as_root() {
 }
 
 install_packages() {
-    local packages=() file
+    local packages=() file log
     [ -x /usr/lib/postgresql/15/bin/postgres ] || packages+=(postgresql-15)
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
     command -v make >/dev/null || packages+=(make)
@@ -62,15 +62,20 @@ install_packages() {
     fi
     command -v apt-get >/dev/null || fail "no apt-get here: install by hand what Debian 12 calls ${packages[*]}"
     say "Debian packages: ${packages[*]}"
-    as_root apt-get update -qq
+    log=$(mktemp)
+    as_root apt-get update -qq >"$log" 2>&1 </dev/null || fail "apt-get update: $(tail -n 5 "$log")"
     # Debian's server package makes and starts a default cluster unless told otherwise. The file is for this one
     # installation and goes away after it.
     file=/etc/postgresql-common/createcluster.d/tailwater-install.conf
     as_root mkdir -p "${file%/*}"
     echo 'create_main_cluster = false' | as_root tee "$file" >/dev/null
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        -o Dpkg::Use-Pty=0 "${packages[@]}" </dev/null
+        "${packages[@]}" >"$log" 2>&1 </dev/null || {
+        as_root rm -f "$file"
+        fail "apt-get install: $(tail -n 15 "$log")"
+    }
     as_root rm -f "$file"
+    rm -f "$log"
 }
 
 # Unpacks one major below the target directory. The archive holds no symbolic links, only a list of them.

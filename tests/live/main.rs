@@ -4,8 +4,10 @@
 mod support;
 
 mod crash;
+mod findings;
 mod harness;
 mod huge;
 mod patience;
+mod snapshot;
 mod spine;
 mod startup;
