@@ -152,3 +152,6 @@ fn quoting_condition(code: &str) -> Option<&'static str> {
     };
     Some(name)
 }
+
+#[cfg(test)]
+mod tests;
