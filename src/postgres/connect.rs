@@ -88,7 +88,7 @@ pub enum ConnectError {
     Refused {
         endpoint: Endpoint,
         #[source]
-        source: Box<SqlError>,
+        source: SqlError,
     },
     #[error("no answer from {endpoint} within {} s", after.as_secs())]
     TimedOut { endpoint: Endpoint, after: Duration },
@@ -131,7 +131,7 @@ pub async fn connect_with(url: &PgUrl, app_name: &str, settings: &[(&str, &str)]
         };
         let failed = match tokio::time::timeout(url.connect_timeout, attempt).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(source)) => ConnectError::Refused { endpoint: endpoint.clone(), source: Box::new(source) },
+            Ok(Err(source)) => ConnectError::Refused { endpoint: endpoint.clone(), source },
             Err(_) => ConnectError::TimedOut { endpoint: endpoint.clone(), after: url.connect_timeout },
         };
         debug!(endpoint = %endpoint, error = %failed, "connection not made");

@@ -68,7 +68,7 @@ async fn names_are_told_and_values_are_not() {
     );
     assert!(!format!("{error:?}").contains("hunter2"));
     assert!(std::error::Error::source(&error).is_none());
-    assert_eq!((error.constraint.as_deref(), error.retry()), (Some("course_pkey"), Retry::Never));
+    assert_eq!((error.names().constraint.as_deref(), error.retry()), (Some("course_pkey"), Retry::Never));
     assert!(error.is(&SqlState::UNIQUE_VIOLATION));
 }
 
