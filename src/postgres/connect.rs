@@ -22,8 +22,9 @@ use crate::retry::Retry;
 ///
 /// `pg_temp` stands last in the path, or a temporary table could hide a catalog. Row security is off, so that a role it
 /// binds gets an error instead of fewer rows. A role's time limits must not cut a copy that runs for hours.
-pub const SESSION: [(&str, &str); 11] = [
+pub const SESSION: [(&str, &str); 12] = [
     ("search_path", "pg_catalog,pg_temp"),
+    ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("timezone", "UTC"),
