@@ -1,1 +1,4 @@
 //! Tests that need no services.
+
+mod floors;
+mod tidy;
