@@ -6,6 +6,7 @@ mod support;
 mod crash;
 mod findings;
 mod harness;
+mod setup;
 mod huge;
 mod patience;
 mod snapshot;
