@@ -64,6 +64,10 @@ pub struct TableStatements {
     /// place is looked for at the new one.
     pub partial_fill_tolerant: Merge,
     pub truncate: String,
+    /// Removes what an interrupted copy of this source had written.
+    pub clear: String,
+    /// Does the target hold no row of this source?
+    pub is_empty: String,
     /// An expression or the filter reads a value that may be unchanged: partial rows are always filled.
     pub always_fill: bool,
 }
@@ -110,6 +114,8 @@ impl TableStatements {
             }),
             partial_fill_tolerant: writer.over(&partial_set, |from| writer.partial_fill(from, true)),
             truncate: writer.truncate(),
+            clear: format!("DELETE FROM {}{}", writer.target, writer.of_this_source()),
+            is_empty: format!("SELECT NOT EXISTS (SELECT FROM {}{})", writer.target, writer.of_this_source()),
             always_fill: writer.always_fill(),
             upsert_set,
             delete_set,
@@ -278,7 +284,18 @@ impl Writer<'_> {
     /// A DELETE rather than TRUNCATE: a reader's snapshot taken before keeps seeing what it saw, foreign keys are
     /// respected, and no further privilege is needed.
     fn truncate(&self) -> String {
-        let of_this_source = if self.plan.shared_target {
+        let of_this_source = self.of_this_source();
+        match (&self.plan.deleted_column, self.plan.delete) {
+            (Some(column), DeleteMode::Soft) => {
+                format!("UPDATE {} SET {} = true{of_this_source}", self.target, quote_ident(column))
+            }
+            _ => format!("DELETE FROM {}{of_this_source}", self.target),
+        }
+    }
+
+    /// Restricts a statement to the rows that this source owns, where several feed the table.
+    fn of_this_source(&self) -> String {
+        if self.plan.shared_target {
             let literal = self.plan.key.iter().filter_map(|&output| {
                 let output = &self.plan.outputs[output];
                 match &output.from {
@@ -291,12 +308,6 @@ impl Writer<'_> {
             format!(" WHERE {}", literal.collect::<Vec<_>>().join(" AND "))
         } else {
             String::new()
-        };
-        match (&self.plan.deleted_column, self.plan.delete) {
-            (Some(column), DeleteMode::Soft) => {
-                format!("UPDATE {} SET {} = true{of_this_source}", self.target, quote_ident(column))
-            }
-            _ => format!("DELETE FROM {}{of_this_source}", self.target),
         }
     }
 
