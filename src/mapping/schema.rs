@@ -232,6 +232,6 @@ mod tests {
         }
         let metas: Vec<&str> = syntax::METAS.iter().map(|(name, _)| *name).collect();
         let described = definitions["Meta"]["oneOf"].as_array().expect("choices");
-        assert_eq!(described.iter().map(|choice| choice["const"].as_str().unwrap()).collect::<Vec<_>>(), metas);
+        assert_eq!(described.iter().map(|choice| choice["const"].as_str().expect("a name")).collect::<Vec<_>>(), metas);
     }
 }

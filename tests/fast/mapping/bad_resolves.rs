@@ -226,6 +226,11 @@ fn a_source_without_identity_needs_one() {
 fn keys_are_never_null_nor_floating() {
     let lines = "columns = { id = \"id\", n = \"ratio\" }\nkey = [\"n\"]";
     check(lines, &live(vec![full(course())], vec![target()]), &["key column \"n\" is double precision"]);
+    let dated = Table { unique_keys: vec![vec!["at".to_owned()]], ..target() };
+    let lines = "columns = { id = \"id\", at = \"at\" }\nkey = [\"at\"]";
+    let expected =
+        ["key column \"at\" is cut from timestamp without time zone to date", "different rows may become one"];
+    check(lines, &live(vec![full(course())], vec![dated]), &expected);
     let nullable = with(full(course()), "id", |column| column.not_null = false);
     let open = with(target(), "id", |column| column.not_null = false);
     check("columns = { id = \"id\" }", &live(vec![nullable], vec![open]), &["key column \"id\" may be NULL"]);
