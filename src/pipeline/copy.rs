@@ -21,7 +21,6 @@ use super::{End, Observed};
 use crate::journal::Hold;
 use crate::lsn::Lsn;
 use crate::mapping::plan::Plan;
-use crate::postgres::connect::connect;
 use crate::postgres::error::describe;
 use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;

@@ -144,7 +144,7 @@ impl Snapshot {
             let name = TableName::new(leaf.get::<_, &str>(0), leaf.get::<_, &str>(1));
             let blocks = u32::try_from(leaf.get::<_, i64>(2)).unwrap_or(u32::MAX);
             estimated_rows += leaf.get::<_, i64>(3).unsigned_abs();
-            let mut first_block = 0;
+            let mut first_block = 0u32;
             loop {
                 // The last one is open at its end: the table may have grown since its size was read.
                 let end_block = first_block.checked_add(CHUNK_BLOCKS).filter(|&end| end < blocks);

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
-use serde::{Deserialize, Serialize};
 
 use super::progress::PairProgress;
 pub use crate::sink::postgres::state::TableState;

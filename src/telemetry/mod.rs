@@ -10,7 +10,7 @@
 
 // Measuring.
 mod families;
-mod handles;
+pub mod handles;
 pub mod metrics;
 pub mod process;
 pub mod progress;
