@@ -63,7 +63,9 @@ pub fn take(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     let Some(frame) = bytes.get(..total) else { return Ok(None) };
     let payload = &frame[5..];
     let frame = match payload[0] {
-        b'w' => Frame::Message(payload.get(25..).filter(|message| !message.is_empty()).ok_or(FrameError::Malformed(b'w'))?),
+        b'w' => {
+            Frame::Message(payload.get(25..).filter(|message| !message.is_empty()).ok_or(FrameError::Malformed(b'w'))?)
+        }
         b'k' => Frame::Keepalive(keepalive(payload).ok_or(FrameError::Malformed(b'k'))?),
         other => return Err(FrameError::Malformed(other)),
     };

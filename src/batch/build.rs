@@ -272,7 +272,12 @@ impl Builder {
         if std::mem::take(&mut self.skipping) {
             return;
         }
-        assert!(checkpoint.end_lsn > self.reached.end_lsn, "commits go back: {} then {}", self.reached.end_lsn, checkpoint.end_lsn);
+        assert!(
+            checkpoint.end_lsn > self.reached.end_lsn,
+            "commits go back: {} then {}",
+            self.reached.end_lsn,
+            checkpoint.end_lsn
+        );
         self.reached = checkpoint;
         self.commits += 1;
     }
@@ -294,7 +299,13 @@ impl Builder {
     }
 
     #[inline]
-    fn change(&mut self, block: &Bytes, block_index: u32, relation: usize, change: &Change<'_>) -> Result<(), BuildError> {
+    fn change(
+        &mut self,
+        block: &Bytes,
+        block_index: u32,
+        relation: usize,
+        change: &Change<'_>,
+    ) -> Result<(), BuildError> {
         for fed in 0..self.fed[relation].len() {
             let route = self.fed[relation][fed];
             if !self.takes(route) {

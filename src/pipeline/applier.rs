@@ -88,7 +88,9 @@ struct Session {
 /// Why a session ended.
 enum Over {
     /// Connect again and go on from the sink's checkpoint.
-    Again { wait: bool },
+    Again {
+        wait: bool,
+    },
     End(End),
 }
 
@@ -174,7 +176,8 @@ impl Applier {
             Err(error) => return Err(again(&self.link, &self.observed, crate::postgres::error::describe(&error))),
         };
         let checkpoint = stored.checkpoint;
-        let reader = self.shared.journal.reader(checkpoint.end_lsn).map_err(|gap| Over::End(End::gap(&self.link.name, &gap)))?;
+        let reader =
+            self.shared.journal.reader(checkpoint.end_lsn).map_err(|gap| Over::End(End::gap(&self.link.name, &gap)))?;
         let sink = PostgresSink::new(
             client,
             SinkSetup {
@@ -390,7 +393,13 @@ impl Applier {
     }
 
     /// A table did not take a row: look closer, and in the end leave the table out or stop.
-    async fn table_failed(&mut self, plan_index: usize, sqlstate: Option<&str>, message: &str, reached: Lsn) -> Result<(), Over> {
+    async fn table_failed(
+        &mut self,
+        plan_index: usize,
+        sqlstate: Option<&str>,
+        message: &str,
+        reached: Lsn,
+    ) -> Result<(), Over> {
         let target = self.link.plans[plan_index].target.to_string();
         // A row that exists already: another writer, or a table that was not empty. Its new rows are merged from now on.
         if sqlstate == Some("23505") && !self.merging.contains(&plan_index) {
@@ -495,7 +504,15 @@ impl Applier {
         for &plan_index in &plans {
             sink.set_tolerant(plan_index, false);
             let plan = self.link.plans[plan_index].clone();
-            let written = state::write_table(sink.client(), &plan.source, &plan.from, &plan.target, TableState::Streaming, lsn, None);
+            let written = state::write_table(
+                sink.client(),
+                &plan.source,
+                &plan.from,
+                &plan.target,
+                TableState::Streaming,
+                lsn,
+                None,
+            );
             if let Err(error) = written.await {
                 warn!(sink = %self.link.name, error = %crate::postgres::error::describe(&error), "table state not written");
                 return Err(Over::Again { wait: true });

@@ -50,7 +50,10 @@ enum Broken {
     /// From the start, after a pause.
     Again(String),
     /// This table cannot be copied; the others can.
-    Table { plan_index: usize, message: String },
+    Table {
+        plan_index: usize,
+        message: String,
+    },
     Fenced,
 }
 
@@ -143,7 +146,12 @@ fn ordered(job: &CopyJob) -> Vec<usize> {
     order.into_iter().filter(|plan| job.plans.contains(plan)).collect()
 }
 
-async fn copy_table(job: &CopyJob, plan_index: usize, snapshot: &Snapshot, loaders: &mut [Loader]) -> Result<(), Broken> {
+async fn copy_table(
+    job: &CopyJob,
+    plan_index: usize,
+    snapshot: &Snapshot,
+    loaders: &mut [Loader],
+) -> Result<(), Broken> {
     let plan = &job.link.plans[plan_index];
     let failed = |error: LoadError| broken(job, Some(plan_index), error);
     let restart = job.restarts.by_plan[plan_index].as_ref();
@@ -152,15 +160,12 @@ async fn copy_table(job: &CopyJob, plan_index: usize, snapshot: &Snapshot, loade
     let direct = control.begin_table(plan, is_restart).await.map_err(failed)?;
     job.observed.table_state(plan_index, TableState::Copying);
     let chunks = snapshot.chunks(&plan.from).await?;
-    let progress = Progress {
-        copied: AtomicU64::new(0),
-        estimated: chunks.estimated_rows,
-        next: AtomicUsize::new(0),
-    };
+    let progress = Progress { copied: AtomicU64::new(0), estimated: chunks.estimated_rows, next: AtomicUsize::new(0) };
     job.observed.copying(plan_index, 0, progress.estimated);
-    let workers = loaders.iter_mut().zip(snapshot.readers()).map(|(loader, reader)| {
-        copy_chunks(job, plan_index, reader, loader, &chunks.chunks, &progress, direct)
-    });
+    let workers = loaders
+        .iter_mut()
+        .zip(snapshot.readers())
+        .map(|(loader, reader)| copy_chunks(job, plan_index, reader, loader, &chunks.chunks, &progress, direct));
     try_join_all(workers).await?;
     Ok(())
 }

@@ -44,7 +44,8 @@ impl SinkLink {
         let client = self.connect("tailwater state").await?;
         let plan = &self.plans[plan_index];
         let state = TableState::Quarantined;
-        let written = state::write_table(&client, &plan.source, &plan.from, &plan.target, state, Lsn::ZERO, Some(reason));
+        let written =
+            state::write_table(&client, &plan.source, &plan.from, &plan.target, state, Lsn::ZERO, Some(reason));
         written.await.map_err(|error| describe(&error))
     }
 

@@ -173,7 +173,9 @@ fn sources(context: &Arc<Context>, resolved: &Resolved) -> Result<Vec<Source>, S
     for (name, source) in &config.sources {
         let mut links: BTreeMap<&str, SinkLink> = BTreeMap::new();
         for plan in resolved.plans.iter().filter(|plan| &plan.source == name) {
-            let Some((sink_name, SinkConfig::Postgres(sink))) = config.sinks.get_key_value(&plan.sink) else { continue };
+            let Some((sink_name, SinkConfig::Postgres(sink))) = config.sinks.get_key_value(&plan.sink) else {
+                continue;
+            };
             if !links.contains_key(sink_name.as_str()) {
                 let link = SinkLink {
                     name: sink_name.clone(),

@@ -224,7 +224,8 @@ impl Source {
         states: &[SinkState],
     ) -> Result<(ReplicationConnection, SourceProbe, Lsn), Stuck> {
         let connection = connect(&self.url, "tailwater start").await;
-        let client = connection.map_err(|error| Stuck::Wait(Stage::Connect, format!("source: {}", chain(&error))))?.client;
+        let client =
+            connection.map_err(|error| Stuck::Wait(Stage::Connect, format!("source: {}", chain(&error))))?.client;
         let mut wire = self.replication_connection().await?;
         let found = self.probe(&client).await?;
         let held = journal.held();
@@ -301,7 +302,8 @@ impl Source {
         info!(source = %self.name, at = %taken.at, "streaming");
         self.context.board.source_state(&self.name, SourceState::Streaming);
         let watcher = tokio::spawn(self.watch_source(shared.clone(), metrics.clone(), stop.clone()));
-        let end = self.supervise(&mut ended, &mut parts, &shared, confirm_by, &metrics, &epochs, taken.identity, stop).await;
+        let end =
+            self.supervise(&mut ended, &mut parts, &shared, confirm_by, &metrics, &epochs, taken.identity, stop).await;
         watcher.abort();
         // Whoever still applies may finish; then the source hears the last confirmation.
         let _ = stop_parts.send(true);
@@ -370,7 +372,9 @@ impl Source {
                 slot: self.config.slot.clone(),
             })),
             // A slot or publication that is gone is looked at again by the start-up decision, which names it.
-            StreamError::Wire(WireError::Server { sqlstate, .. }) if matches!(sqlstate.as_str(), "42704" | "55000") => None,
+            StreamError::Wire(WireError::Server { sqlstate, .. }) if matches!(sqlstate.as_str(), "42704" | "55000") => {
+                None
+            }
             error if error.passes() => None,
             error => Some(End::Failed(chain(error))),
         }
@@ -457,8 +461,7 @@ impl Source {
         let wanted: Vec<_> = tables.by_plan.iter().enumerate().filter_map(missing).collect();
         // Taken before the applier moves on, so that the journal keeps what the copied tables will need.
         let hold: Hold = shared.journal.hold(format!("copy {}", link.name));
-        let applier =
-            Applier::new(link.clone(), shared.clone(), observed.clone(), receiver, stop.clone(), epoch);
+        let applier = Applier::new(link.clone(), shared.clone(), observed.clone(), receiver, stop.clone(), epoch);
         parts.spawn(applier.run());
         if wanted.is_empty() {
             drop(hold);
@@ -571,9 +574,7 @@ fn read_history(
 }
 
 /// Runs a blocking call of the replication connection.
-async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, WireError> + Send + 'static,
-) -> Result<T, Stuck> {
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, WireError> + Send + 'static) -> Result<T, Stuck> {
     match tokio::task::spawn_blocking(call).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) if error.sqlstate() == Some("55006") => Err(Stuck::StandBy),

@@ -86,7 +86,8 @@ impl Snapshot {
         let made = tokio::task::spawn_blocking(move || {
             let mut connection = ReplicationConnection::connect(&slot_url, "tailwater copy")?;
             connection.set_timeout(Some(SLOT_TIMEOUT))?;
-            let sql = format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", quote_ident(&name));
+            let sql =
+                format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", quote_ident(&name));
             let rows = connection.query(&sql)?;
             Ok::<_, WireError>((connection, rows))
         });

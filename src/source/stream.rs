@@ -60,7 +60,9 @@ impl StreamError {
     /// Connecting again may help.
     pub fn passes(&self) -> bool {
         match self {
-            StreamError::Wire(WireError::Io(_) | WireError::Ended) | StreamError::Silent { .. } | StreamError::Draining => true,
+            StreamError::Wire(WireError::Io(_) | WireError::Ended)
+            | StreamError::Silent { .. }
+            | StreamError::Draining => true,
             StreamError::Wire(WireError::Server { sqlstate, .. }) => {
                 crate::retry::by_sqlstate(sqlstate) == crate::retry::Retry::Backoff
             }

@@ -100,16 +100,21 @@ impl Loader {
         let inputs: Vec<usize> =
             if direct { statements.direct_inputs.clone() } else { (0..plan.inputs.len()).collect() };
         if !direct && self.stages.insert(plan.target.to_string()) {
-            self.client.batch_execute(&format!("DROP TABLE IF EXISTS pg_temp.{}", quote_ident(&statements.upsert_set.stage))).await.map_err(LoadError::Sink)?;
+            self.client
+                .batch_execute(&format!("DROP TABLE IF EXISTS pg_temp.{}", quote_ident(&statements.upsert_set.stage)))
+                .await
+                .map_err(LoadError::Sink)?;
             self.stages.retain(|stage| stage == &plan.target.to_string());
             self.client.batch_execute(&statements.upsert_set.create).await.map_err(LoadError::Sink)?;
         }
         let transaction = self.client.transaction().await.map_err(LoadError::Sink)?;
-        let copy = if direct { statements.copy_into_target.as_deref() } else { Some(statements.upsert_set.copy.as_str()) };
+        let copy =
+            if direct { statements.copy_into_target.as_deref() } else { Some(statements.upsert_set.copy.as_str()) };
         let query = select(plan, chunk, &inputs, self.lsn);
         let masks: Vec<_> = inputs.iter().map(|&input| plan.inputs[input].mask).collect();
         let masks = if masks.iter().any(Option::is_some) { masks } else { Vec::new() };
-        let rows = relay(reader, &query, &transaction, copy.unwrap_or_default(), &masks, &self.mask_key, report).await?;
+        let rows =
+            relay(reader, &query, &transaction, copy.unwrap_or_default(), &masks, &self.mask_key, report).await?;
         if !direct {
             transaction.execute(&statements.upsert.over_stage, &[]).await.map_err(LoadError::Sink)?;
         }
