@@ -1,6 +1,7 @@
 //! What the verbs do. Each file is one verb; errors become text and an exit code here.
 
 mod check;
+mod demo;
 mod live;
 mod run;
 mod setup;
@@ -23,8 +24,8 @@ pub fn dispatch(cli: &Cli) -> ExitCode {
         | Verb::Tail(_)
         | Verb::Schema(_)
         | Verb::Journal(_)
-        | Verb::Completions(_)
-        | Verb::Demo(_) => Exit::Usage,
+        | Verb::Completions(_) => Exit::Usage,
+        Verb::Demo(args) => demo::run(cli, args),
     };
     exit.into()
 }

@@ -1,0 +1,217 @@
+//! The end: both databases are asked what they hold.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
+
+use super::daemon::Daemon;
+use super::writer::{Delays, Written};
+use crate::lsn::Lsn;
+use crate::postgres::error::describe;
+use crate::telemetry::human::{count, seconds};
+use crate::telemetry::status::Status;
+
+const SOURCE_DIGEST: &str = include_str!("../../../schemas/source/lessons_digest.sql");
+const WAREHOUSE_DIGEST: &str = include_str!("../../../schemas/postgres/lessons_digest.sql");
+const WAREHOUSE_CHECK: &str = include_str!("../../../schemas/postgres/lessons_check.sql");
+
+/// For the last changes to arrive and the views to be refreshed.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
+
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What both ends said once everything should have arrived.
+pub struct Summary {
+    relations: Vec<Relation>,
+    /// Rows of the model's own check: views that differ from their queries, lessons without a module.
+    faults: u64,
+    checkpoint: Lsn,
+    confirmed: Lsn,
+    lag_bytes: u64,
+    /// From the writer's end until everything was equal, or until patience ended.
+    waited: Duration,
+}
+
+/// A table or view of the warehouse beside what it should be from the source's tables.
+#[derive(Debug)]
+struct Relation {
+    name: String,
+    source: Content,
+    warehouse: Content,
+}
+
+#[derive(PartialEq, Eq, Debug)]
+struct Content {
+    row_count: i64,
+    digest: Option<String>,
+}
+
+/// Both ends, with no writer.
+pub struct Ends<'a> {
+    pub source: &'a Client,
+    pub warehouse: &'a Client,
+}
+
+impl Summary {
+    /// Waits until the warehouse holds `last` and its views show it, then compares. What differs after a while differs.
+    pub async fn take(ends: &Ends<'_>, daemon: &mut Daemon, last: &Written) -> Result<Summary> {
+        let began = Instant::now();
+        loop {
+            let in_time = began.elapsed() < CATCH_UP_WITHIN;
+            let status = daemon.status().await?;
+            let shown = status.is_some_and(|status| status.views.iter().all(|view| view.staleness_seconds == 0.0));
+            if in_time && !(shown && checkpoint(ends.warehouse).await? > last.lsn) {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            let summary = Summary::ask(ends, began).await?;
+            if summary.is_equal() || !in_time {
+                return Ok(summary);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn ask(ends: &Ends<'_>, began: Instant) -> Result<Summary> {
+        let (sources, held) = (ask(ends.source, SOURCE_DIGEST).await?, ask(ends.warehouse, WAREHOUSE_DIGEST).await?);
+        let mut relations = Vec::new();
+        for row in &sources {
+            let name: String = row.get(0);
+            let held = held.iter().find(|held| held.get::<_, &str>(0) == name);
+            let warehouse = content(held.with_context(|| format!("the warehouse does not list {name}"))?);
+            relations.push(Relation { name, source: content(row), warehouse });
+        }
+        let faults = ask(ends.warehouse, WAREHOUSE_CHECK).await?.len() as u64;
+        let checkpoint = checkpoint(ends.warehouse).await?;
+        let slot = ask(ends.source, "SELECT min(confirmed_flush_lsn), pg_current_wal_lsn() FROM pg_replication_slots");
+        let slot = slot.await?;
+        let slot = slot.first().context("the source does not list its slots")?;
+        let confirmed = slot.get::<_, Option<PgLsn>>(0).context("the source has no slot")?;
+        Ok(Summary {
+            relations,
+            faults,
+            checkpoint,
+            confirmed: Lsn(confirmed.into()),
+            lag_bytes: Lsn(slot.get::<_, PgLsn>(1).into()).bytes_since(checkpoint),
+            waited: began.elapsed(),
+        })
+    }
+
+    /// Whether the warehouse is what it should be.
+    pub fn is_equal(&self) -> bool {
+        let promised = self.confirmed <= self.checkpoint && self.faults == 0;
+        promised && !self.relations.is_empty() && self.relations.iter().all(|each| each.source == each.warehouse)
+    }
+
+    /// As lines for a person.
+    pub fn render(&self, written: &Written, status: &Status, delays: &Delays) -> String {
+        let mut text = String::new();
+        let header = ("relation", "at the source", "in the warehouse");
+        line(&mut text, &format!("{:<26}{:>14}{:>18}", header.0, header.1, header.2));
+        for each in &self.relations {
+            let verdict = if each.source == each.warehouse { "same content" } else { "DIFFERENT" };
+            let rows = (rows(each.source.row_count), rows(each.warehouse.row_count));
+            line(&mut text, &format!("{:<26}{:>14}{:>18}  {verdict}", each.name, rows.0, rows.1));
+        }
+        text.push('\n');
+        let views = match self.faults {
+            0 => "equal their queries over the warehouse's tables".to_owned(),
+            faults => format!("DIFFER from their queries in {} rows", count(faults)),
+        };
+        line(&mut text, &format!("views       {views}"));
+        line(
+            &mut text,
+            &format!(
+                "positions   checkpoint {}, the slot is confirmed up to {}, {} bytes of WAL behind",
+                self.checkpoint,
+                self.confirmed,
+                count(self.lag_bytes)
+            ),
+        );
+        let applied: u64 = status.pairs.iter().map(|pair| pair.transactions).sum();
+        line(
+            &mut text,
+            &format!(
+                "applied     {} transactions by the daemon's count, {} change sets by the writer's",
+                count(applied),
+                count(written.count)
+            ),
+        );
+        if let (Some(half), Some(most), Some(all)) = (delays.quantile(0.5), delays.quantile(0.99), delays.quantile(1.0))
+        {
+            let [half, most, all] = [half, most, all].map(|delay| seconds(delay.as_secs_f64()));
+            line(
+                &mut text,
+                &format!(
+                    "delay       of {} change sets looked for: half visible within {half} of their commit,",
+                    count(delays.count() as u64)
+                ),
+            );
+            line(&mut text, &format!("            99 % within {most}, all within {all}"));
+        }
+        text.push('\n');
+        let waited = seconds(self.waited.as_secs_f64());
+        line(
+            &mut text,
+            &if self.is_equal() {
+                format!("Both databases agree, {waited} after the last change (views wait for their interval).")
+            } else {
+                format!("The databases DIFFER, {waited} after the last change.")
+            },
+        );
+        text
+    }
+}
+
+fn line(text: &mut String, content: &str) {
+    let _ = writeln!(text, "{content}");
+}
+
+fn rows(number: i64) -> String {
+    count(u64::try_from(number).unwrap_or_default())
+}
+
+fn content(row: &Row) -> Content {
+    Content { row_count: row.get(1), digest: row.get(2) }
+}
+
+async fn checkpoint(warehouse: &Client) -> Result<Lsn> {
+    let rows = ask(warehouse, "SELECT min(end_lsn) FROM tailwater.checkpoint").await?;
+    let at: Option<PgLsn> = rows.first().and_then(|row| row.get(0));
+    Ok(at.map_or(Lsn::ZERO, |at| Lsn(at.into())))
+}
+
+/// The rows of one statement without parameters.
+pub async fn ask(client: &Client, sql: &str) -> Result<Vec<Row>> {
+    client.query(sql, &[]).await.map_err(|error| anyhow!("{}", describe(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(warehouse_digest: &str, faults: u64, confirmed: u64) -> Summary {
+        let content = |digest: &str| Content { row_count: 2, digest: Some(digest.to_owned()) };
+        let relation =
+            Relation { name: "dwh.d_course".to_owned(), source: content("a"), warehouse: content(warehouse_digest) };
+        Summary {
+            relations: vec![relation],
+            faults,
+            checkpoint: Lsn(10),
+            confirmed: Lsn(confirmed),
+            lag_bytes: 0,
+            waited: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn equal_means_content_views_and_positions() {
+        assert!(summary("a", 0, 10).is_equal());
+        assert!(!summary("b", 0, 10).is_equal(), "same number of rows, other content");
+        assert!(!summary("a", 1, 10).is_equal(), "a view differs from its query");
+        assert!(!summary("a", 0, 11).is_equal(), "confirmed past the checkpoint");
+    }
+}
