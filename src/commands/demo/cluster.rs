@@ -35,7 +35,7 @@ host all tailwater 127.0.0.1/32 scram-sha-256
 /// The installed servers to start.
 pub struct Binaries {
     directory: PathBuf,
-    /// As the server says it: `15.14 (Debian …)`.
+    /// `15.14`.
     pub version: String,
 }
 
@@ -60,7 +60,7 @@ impl Binaries {
             .context("no PostgreSQL server is installed here; on Debian: apt-get install postgresql-15")?;
         let output = Command::new(directory.join("postgres")).arg("--version").output().context("start postgres")?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let version = text.trim().trim_start_matches("postgres (PostgreSQL) ");
+        let version = text.trim_start_matches("postgres (PostgreSQL) ").split_whitespace().next().unwrap_or_default();
         Ok(Binaries { directory, version: version.to_owned() })
     }
 }

@@ -156,19 +156,20 @@ async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) 
 
     let daemon = house.daemon.insert(Daemon::configure(&house.scratch, source, warehouse, &password)?);
     daemon.set_up(source).await?;
-    screen.done("setup", "publication, slot and state tables are made, by roles with the least rights");
+    screen.done("setup", "publication, slot, state tables; its roles have the least rights");
     let writer = Writer::start(source.connect(SOURCE).await?);
     let warehouse_client = warehouse.connect(WAREHOUSE).await?;
     daemon.start().await?;
-    screen.done("status", &format!("{}/ for a browser, /status for JSON, /metrics for Prometheus", daemon.url()));
+    screen.done("status", &format!("{}/, as JSON /status, for Prometheus /metrics", daemon.url()));
+    let psql = format!("psql -h {} -p {} -U postgres {WAREHOUSE}", warehouse.socket().display(), warehouse.port);
+    screen.done("warehouse", &psql);
     screen.line("");
     watch_copy(daemon, &writer, &warehouse_client, screen).await?;
     screen
         .line(&format!("\nstreaming after {}; lessons change all the while\n", seconds(began.elapsed().as_secs_f64())));
 
     let watcher = Watcher::start(warehouse.connect(WAREHOUSE).await?, writer.newest.clone());
-    let psql = format!("psql -h {} -p {} -U postgres {WAREHOUSE}", warehouse.socket().display(), warehouse.port);
-    watch_stream(daemon, (&writer, &watcher), screen, (length, &psql)).await?;
+    watch_stream(daemon, (&writer, &watcher), screen, length).await?;
 
     screen.settle();
     screen.line("\nthe writer stops; waiting until everything has arrived and the views are refreshed …\n");
@@ -250,6 +251,11 @@ async fn watch_copy(daemon: &mut Daemon, writer: &Writer, warehouse: &Client, sc
     let rows = ask(warehouse, "SELECT target, rows FROM tailwater.table_state ORDER BY target").await?;
     let copied: Vec<(String, u64)> = rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).unsigned_abs())).collect();
     bars.finish(&copied);
+    drop(bars);
+    if screen.is_terminal() {
+        // The bars leave the cursor behind the last of them.
+        screen.line("");
+    }
     if !screen.is_terminal() {
         for (table, rows) in copied {
             screen.done("copied", &format!("{table}: {} rows", count(rows)));
@@ -276,7 +282,7 @@ async fn watch_stream(
     daemon: &mut Daemon,
     (writer, watcher): (&Writer, &Watcher),
     screen: &mut Screen,
-    (length, psql): (Option<Duration>, &str),
+    length: Option<Duration>,
 ) -> Result<()> {
     let began = Instant::now();
     loop {
@@ -294,12 +300,8 @@ async fn watch_stream(
             || "Ctrl-C ends it".to_owned(),
             |left| format!("ends in {} s, Ctrl-C ends it now", left.as_secs() + 1),
         );
-        let below = [
-            format!("just now    {seen}"),
-            format!("status      {}/", daemon.url()),
-            format!("warehouse   {psql}"),
-            format!("            {end}"),
-        ];
+        let below =
+            [format!("just now    {seen}"), format!("status      {}/", daemon.url()), format!("            {end}")];
         screen.frame(&status, &below, &format!("{}; {seen}", one_line(&status)));
         tokio::time::sleep(left.map_or(FRAME, |left| left.min(FRAME))).await;
     }

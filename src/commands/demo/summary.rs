@@ -23,6 +23,9 @@ const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
 
 const LOOK: Duration = Duration::from_millis(100);
 
+/// After a comparison that found a difference: it reads every row.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What both ends said once everything should have arrived.
 pub struct Summary {
     relations: Vec<Relation>,
@@ -71,7 +74,7 @@ impl Summary {
             if summary.is_equal() || !in_time {
                 return Ok(summary);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
