@@ -139,9 +139,9 @@ impl Bars {
             return bar.clone();
         }
         let template = if self.color {
-            "{prefix:<26} {bar:24.green/dim} {percent:>3} % {human_pos:>8} rows  {msg}"
+            "{prefix:<26} {bar:18.green/dim} {percent:>3} % {human_pos:>8} rows  {msg}"
         } else {
-            "{prefix:<26} {bar:24} {percent:>3} % {human_pos:>8} rows  {msg}"
+            "{prefix:<26} {bar:18} {percent:>3} % {human_pos:>8} rows  {msg}"
         };
         let style = ProgressStyle::with_template(template).expect("the template is well formed");
         let bar = self.group.add(ProgressBar::new(1).with_style(style.progress_chars("█▉▊▋▌▍▎▏░")));
