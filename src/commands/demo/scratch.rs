@@ -52,11 +52,11 @@ fn sweep(prefix: &str) -> Result<()> {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return Ok(()) };
     for entry in entries.flatten() {
         let ours = entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
-        if ours && let Some(owner) = entry.file_name().to_str().and_then(|name| name.strip_prefix(prefix)) {
-            if !lives(owner) {
-                kill_inside(&entry.path());
-                let _ = fs::remove_dir_all(entry.path());
-            }
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(prefix)).filter(|_| ours);
+        if owner.is_some_and(|owner| !lives(owner)) {
+            kill_inside(&entry.path());
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
     Ok(())
