@@ -128,12 +128,12 @@ impl Summary {
         line(
             &mut text,
             &format!(
-                "positions   checkpoint {}, the slot is confirmed up to {}, {} bytes of WAL behind",
+                "positions   the warehouse's checkpoint is {}, {} bytes of WAL behind the source;",
                 self.checkpoint,
-                self.confirmed,
                 count(self.lag_bytes)
             ),
         );
+        line(&mut text, &format!("            the slot is confirmed up to {}", self.confirmed));
         let applied: u64 = status.pairs.iter().map(|pair| pair.transactions).sum();
         line(
             &mut text,
@@ -143,17 +143,15 @@ impl Summary {
                 count(written.count)
             ),
         );
-        if let (Some(half), Some(most), Some(all)) = (delays.quantile(0.5), delays.quantile(0.99), delays.quantile(1.0))
-        {
-            let [half, most, all] = [half, most, all].map(|delay| seconds(delay.as_secs_f64()));
-            line(
-                &mut text,
-                &format!(
-                    "delay       of {} change sets looked for: half visible within {half} of their commit,",
-                    count(delays.count() as u64)
-                ),
-            );
-            line(&mut text, &format!("            99 % within {most}, all within {all}"));
+        if let (Some(half), Some(all)) = (delays.quantile(0.5), delays.quantile(1.0)) {
+            let looked_for = format!("of {} change sets looked for after their commit,", count(delays.count() as u64));
+            line(&mut text, &format!("delay       {looked_for}"));
+            let most = delays.quantile(0.99).filter(|_| delays.count() >= 100);
+            let shares = [("half of them", Some(half)), ("99 %", most), ("all", Some(all))];
+            let shares = shares.into_iter().filter_map(|(share, delay)| Some((share, delay?.as_secs_f64())));
+            let shares: Vec<String> =
+                shares.map(|(share, delay)| format!("{share} within {}", seconds(delay))).collect();
+            line(&mut text, &format!("            {} visible in the warehouse", shares.join(", ")));
         }
         text.push('\n');
         let waited = seconds(self.waited.as_secs_f64());
