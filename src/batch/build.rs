@@ -92,6 +92,8 @@ pub struct Builder {
     rows: usize,
     /// Where the sink stands: transactions that commit before it are left out.
     start: Lsn,
+    /// Transactions that commit here or later are left out.
+    until: Lsn,
     /// The open transaction is to be left out.
     skipping: bool,
     /// Checkpoint of the last transaction that was taken whole.
@@ -123,6 +125,7 @@ impl Builder {
             oldest_commit_ts: None,
             rows: 0,
             start: checkpoint.end_lsn,
+            until: Lsn(u64::MAX),
             skipping: false,
             reached: checkpoint,
             split: false,
@@ -139,6 +142,11 @@ impl Builder {
     /// Inserts no longer prove that the target lacks the key: while catching up, replaying, or after a conflict.
     pub fn distrust_inserts(&mut self, plan_index: usize) {
         self.routes[plan_index].trusts_inserts = false;
+    }
+
+    /// Leaves out transactions that commit at this LSN or later: for catching up to a checkpoint.
+    pub fn stop_at(&mut self, until: Lsn) {
+        self.until = until;
     }
 
     pub fn set_limits(&mut self, limits: BatchLimits) {
@@ -253,7 +261,7 @@ impl Builder {
 
     fn begin(&mut self, begin: Begin) {
         // A commit record that starts before the sink's position was applied; the next one starts there at the earliest.
-        self.skipping = begin.commit_lsn < self.start;
+        self.skipping = begin.commit_lsn < self.start || begin.commit_lsn >= self.until;
         if !self.skipping {
             self.transactions.push(begin);
             self.oldest_commit_ts.get_or_insert(begin.commit_ts);
