@@ -139,7 +139,7 @@ impl PostgresSink {
                     Net::Delete if statements.delete.is_none() => continue,
                     Net::Delete => Group::Delete,
                     Net::MovedAway => Group::MoveAway,
-                    Net::Insert | Net::Upsert => match reader.unchanged(entry.row) {
+                    Net::Insert | Net::Upsert | Net::Tombstone => match reader.unchanged(entry.row) {
                         0 if is_direct => Group::Direct,
                         0 => Group::Upsert,
                         _ if entry.origin.is_some() || statements.always_fill => Group::PartialFill,

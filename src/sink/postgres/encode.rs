@@ -72,7 +72,7 @@ impl<'a> RowReader<'a> {
         let mut mask = 0;
         for (input, column) in binding.columns.iter().enumerate() {
             if let (Some(column), Some(bit)) = (column, unchanged_bit(self.plan, input))
-                && matches!(self.batch.cell(self.table, row, *column), Cell::Unchanged)
+                && matches!(self.batch.cell(self.table, row, input), Cell::Unchanged)
             {
                 mask |= 1i64 << bit;
             }
@@ -96,7 +96,7 @@ impl<'a> RowReader<'a> {
             };
             let cell = match self.wire.get(column) {
                 Some(cell) if is_whole => *cell,
-                _ => self.batch.cell(table, row, column),
+                _ => self.batch.cell(table, row, input),
             };
             self.put_cell(out, cell, input)?;
         }
