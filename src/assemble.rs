@@ -32,8 +32,15 @@ pub enum Step<'a> {
     /// The relation at this index of [`Assembler::relations`] is new or has a new layout.
     Relation(usize),
     /// A row of the relation at this index.
-    Change { relation: usize, ordinal: u64, change: Change<'a> },
-    Truncate { ordinal: u64, truncate: Truncate<'a> },
+    Change {
+        relation: usize,
+        ordinal: u64,
+        change: Change<'a>,
+    },
+    Truncate {
+        ordinal: u64,
+        truncate: Truncate<'a>,
+    },
     /// The transaction is whole; this checkpoint becomes true when it is applied.
     Commit(Checkpoint),
     /// Between transactions: everything up to here was sent.

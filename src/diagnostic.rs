@@ -89,7 +89,9 @@ impl Finding {
             Severity::Warning => Level::WARNING,
         };
         let path = self.place.as_ref().map(|place| place.file.path.display().to_string()).unwrap_or_default();
-        let mut group = level.primary_title(&self.message).elements(std::iter::empty::<Snippet<'_, annotate_snippets::Annotation<'_>>>());
+        let mut group = level
+            .primary_title(&self.message)
+            .elements(std::iter::empty::<Snippet<'_, annotate_snippets::Annotation<'_>>>());
         if let Some(place) = &self.place {
             let length = place.file.text.len();
             let start = place.span.start.min(length);

@@ -63,7 +63,9 @@ pub fn take(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     let Some(frame) = bytes.get(..total) else { return Ok(None) };
     let payload = &frame[5..];
     let frame = match payload[0] {
-        b'w' => Frame::Message(payload.get(25..).filter(|message| !message.is_empty()).ok_or(FrameError::Malformed(b'w'))?),
+        b'w' => {
+            Frame::Message(payload.get(25..).filter(|message| !message.is_empty()).ok_or(FrameError::Malformed(b'w'))?)
+        }
         b'k' => Frame::Keepalive(keepalive(payload).ok_or(FrameError::Malformed(b'k'))?),
         other => return Err(FrameError::Malformed(other)),
     };
@@ -115,6 +117,8 @@ pub struct Scan {
     pub reply_requested: bool,
     /// Keepalives among them.
     pub keepalives: usize,
+    /// When the source committed the last of the transactions that end among them.
+    pub commit_ts: Option<UnixMicros>,
 }
 
 /// Follows the stream's transaction boundaries from frame to frame.
@@ -177,6 +181,8 @@ impl Boundary {
                     self.commit_lsn = commit_lsn;
                     self.end_lsn = self.end_lsn.max(end_lsn);
                     scan.commits += 1;
+                    let clock = message.get(18..).and_then(|rest| rest.first_chunk::<8>());
+                    scan.commit_ts = clock.map(|clock| UnixMicros::from_postgres(i64::from_be_bytes(*clock)));
                 }
                 b'R' => scan.has_relation = true,
                 _ => {}

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 use crate::sink::Durable;
 
@@ -22,7 +23,7 @@ impl Confirm {
 /// The durable positions of all parties of one source.
 #[derive(Debug)]
 pub struct Ledger {
-    durable: BTreeMap<String, Lsn>,
+    durable: BTreeMap<String, Checkpoint>,
     confirmed: Lsn,
 }
 
@@ -30,14 +31,19 @@ impl Ledger {
     /// A ledger for the named sinks, each at what it recorded before this run.
     pub fn new<'a>(recorded: impl IntoIterator<Item = &'a Durable>) -> Self {
         let durable: BTreeMap<_, _> =
-            recorded.into_iter().map(|durable| (durable.sink().to_owned(), durable.checkpoint().end_lsn)).collect();
+            recorded.into_iter().map(|durable| (durable.sink().to_owned(), durable.checkpoint())).collect();
         assert!(!durable.is_empty(), "a source without a sink confirms nothing");
         Ledger { durable, confirmed: Lsn::ZERO }
     }
 
+    /// What each sink is known to hold.
+    pub fn durable(&self) -> Vec<(String, Checkpoint)> {
+        self.durable.iter().map(|(sink, checkpoint)| (sink.clone(), *checkpoint)).collect()
+    }
+
     /// What may be confirmed with what is known now.
     pub fn confirm(&mut self) -> Confirm {
-        let least = self.durable.values().copied().min().unwrap_or(Lsn::ZERO);
+        let least = self.durable.values().map(|checkpoint| checkpoint.end_lsn).min().unwrap_or(Lsn::ZERO);
         assert!(least >= self.confirmed, "the least durable position went back: {} then {least}", self.confirmed);
         self.confirmed = least;
         Confirm(least)
@@ -45,10 +51,16 @@ impl Ledger {
 
     /// Takes a sink's proof and yields what may be confirmed now.
     pub fn record(&mut self, durable: &Durable) -> Confirm {
-        let end_lsn = durable.checkpoint().end_lsn;
+        let checkpoint = durable.checkpoint();
         let recorded = self.durable.get_mut(durable.sink()).expect("the sink was named when the ledger was made");
-        assert!(end_lsn >= *recorded, "checkpoint of {} went back: {recorded} then {end_lsn}", durable.sink());
-        *recorded = end_lsn;
+        assert!(
+            checkpoint.end_lsn >= recorded.end_lsn,
+            "checkpoint of {} went back: {} then {}",
+            durable.sink(),
+            recorded.end_lsn,
+            checkpoint.end_lsn
+        );
+        *recorded = checkpoint;
         self.confirm()
     }
 
@@ -72,7 +84,6 @@ impl JournalSynced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Checkpoint;
     use proptest::prelude::*;
 
     fn durable(sink: &str, end: u64) -> Durable {

@@ -1,3 +1,9 @@
 //! The `tailwater` command: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    tailwater::commands::dispatch(&tailwater::cli::Cli::parse())
+}

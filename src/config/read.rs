@@ -1,6 +1,7 @@
 //! From the merged tree to [`Config`]: known keys, types, units, defaults, secrets from files.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +51,7 @@ pub(super) fn config(file: &Arc<SourceFile>, entries: &[Entry], findings: Findin
         data_dir: read.path(entries, "data_dir").unwrap_or_else(|| read.base.join("tailwater-data")),
         http: read.http(entries),
         log: read.log(entries),
-        mask_salt: read.secret(entries, "mask_salt", &Origin::Nowhere),
+        mask_salt: read.mask_salt(entries),
         sources: read.named(entries, "source", Read::source),
         sinks: read.named(entries, "sink", Read::sink),
         warnings: Findings::default(),
@@ -78,7 +79,20 @@ impl Read {
             return text.split(',').map(|path| self.base.join(path.trim())).collect();
         }
         let paths = self.reader.strings(entry, Alone::Refused).unwrap_or_default();
+        if paths.is_empty() && matches!(entry.node.value, Value::Array(_)) {
+            self.reader.report(&entry.node.origin, Finding::error("bad-value", "\"mappings\" names no file"));
+        }
         paths.into_iter().map(|(path, _)| self.base.join(path)).collect()
+    }
+
+    /// Without a salt a hash is found by hashing likely values.
+    fn mask_salt(&mut self, entries: &[Entry]) -> Option<Secret> {
+        let salt = self.secret(entries, "mask_salt", &Origin::Nowhere)?;
+        if salt.expose().is_empty() {
+            let entry = find(entries, "mask_salt").or(find(entries, "mask_salt_file"))?;
+            self.reader.report(&entry.origin, Finding::error("bad-value", "the salt of masks is empty"));
+        }
+        Some(salt)
     }
 
     fn path(&mut self, entries: &[Entry], key: &str) -> Option<PathBuf> {
@@ -361,12 +375,19 @@ impl Address {
         let parameters = tail.split_once('?').map_or("", |(_, parameters)| parameters);
         let parameter = |name: &str| parameters.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
         let host = parameter("host").unwrap_or(host);
-        let local = ["localhost", "127.", "[::1]", "::1", "/", "%2F", "%2f"];
         Some(Address {
             has_password: user.contains(':') || parameter("password").is_some(),
-            is_local: host.is_empty()
-                || host.starts_with(':')
-                || host.split(',').all(|host| local.iter().any(|prefix| host.starts_with(prefix))),
+            is_local: host.split(',').all(is_local),
         })
     }
+}
+
+/// Does a host, with or without its port, stay on this machine? An empty one is the default Unix socket.
+fn is_local(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let is_socket = name.is_empty() || name.starts_with('/') || name.to_ascii_lowercase().starts_with("%2f");
+    is_socket || name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }

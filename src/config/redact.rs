@@ -1,7 +1,8 @@
 //! Blanks what may be a secret in a file's text, so that a finding may draw any of its lines. Works on the text, not on
 //! the parsed tree: a file with a syntax error is drawn too. Byte positions stay, so that spans stay true.
 
-/// Keys whose values are blanked: in the file, and in an address's `key=value` form.
+/// Keys whose values are blanked: in the file, and in an address's `key=value` form. Misspelt ones too, as their lines
+/// are the ones that get drawn.
 const SECRET_KEYS: [&str; 3] = ["password", "mask_salt", "passphrase"];
 
 /// The text with each byte of a secret replaced by `*`. Errs on the side of blanking too much.
@@ -16,14 +17,23 @@ pub(super) fn redact(text: &str) -> String {
             blank(&mut bytes, from + colon + 1, from + at);
         }
     }
-    for key in SECRET_KEYS {
-        for (start, _) in lower.match_indices(key) {
-            if let Some((from, to)) = value_after(text, start + key.len()) {
-                blank(&mut bytes, from, to);
-            }
+    for (equals, _) in lower.match_indices('=') {
+        let key = lower[..equals].trim_end_matches(['"', '\'', ' ', '\t']);
+        let start = key
+            .rfind(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'))
+            .map_or(0, |end| end + key[end..].chars().next().map_or(0, char::len_utf8));
+        if is_secret(&key[start..])
+            && let Some((from, to)) = value_after(text, equals + 1)
+        {
+            blank(&mut bytes, from, to);
         }
     }
     String::from_utf8(bytes).expect("whole characters were replaced by ASCII")
+}
+
+fn is_secret(key: &str) -> bool {
+    SECRET_KEYS.iter().any(|secret| strsim::damerau_levenshtein(key, secret) <= 2)
+        || (["pass", "pwd", "secret"].iter().any(|part| key.contains(part)) && !key.ends_with("_file"))
 }
 
 fn blank(bytes: &mut [u8], from: usize, to: usize) {
@@ -36,16 +46,21 @@ fn line_end(text: &str, from: usize) -> usize {
     text[from..].find('\n').map_or(text.len(), |length| from + length)
 }
 
-/// Where the value stands whose key ends at `from`, if an `=` follows.
+/// Where the value stands that begins after the `=` before `from`.
 fn value_after(text: &str, from: usize) -> Option<(usize, usize)> {
-    let after_key = text[from..].trim_start_matches(['"', '\'', ' ', '\t']);
-    let after_equals = after_key.strip_prefix('=')?.trim_start_matches([' ', '\t']);
+    let after_equals = text[from..].trim_start_matches([' ', '\t']);
     let start = text.len() - after_equals.len();
     for triple in ["\"\"\"", "'''"] {
         if let Some(inner) = after_equals.strip_prefix(triple) {
             let length = inner.find(triple).unwrap_or(inner.len());
             return Some((start + 3, start + 3 + length));
         }
+    }
+    // A list or table is no secret, but was meant to be one.
+    if let Some(close) =
+        [('[', ']'), ('{', '}')].iter().find_map(|(open, close)| after_equals.starts_with(*open).then_some(*close))
+    {
+        return Some((start, start + after_equals.find(close).unwrap_or(after_equals.len())));
     }
     let line = &text[start..line_end(text, start)];
     let end = match line.chars().next() {
@@ -86,6 +101,9 @@ mod tests {
             ("password = \"s3\\\"ret\" # x", "password = \"*******\" # x"),
             ("password=\"s3cret\nslot = 1", "password=\"******\nslot = 1"),
             ("password = '''s3\ncret''' ", "password = '''**\n****''' "),
+            ("pasword = 's3cret'", "pasword = '******'"),
+            ("DB_PASS=\"s3cret\"", "DB_PASS=\"******\""),
+            ("password = [\n's3cret'] # x", "password = *\n********] # x"),
             ("password_file = \"pw\"", "password_file = \"pw\""),
             ("\"mask_salt\" = 's3cret'", "\"mask_salt\" = '******'"),
             ("a = { password = \"é\", slot = \"x\" }", "a = { password = \"**\", slot = \"x\" }"),
@@ -97,7 +115,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn length_stays(text in "(password|mask_salt|://|[=:@\"'é\n\\\\ a])*") {
+        fn length_stays(text in "(password|mask_salt|pasword|é|://|[=:@\"'é\n\\\\ a])*") {
             prop_assert_eq!(redact(&text).len(), text.len());
         }
     }

@@ -32,10 +32,11 @@ impl Binding {
     /// An input's column is missing from the layout: dropped, renamed, or left out of the publication.
     pub fn new(plan: &Arc<Plan>, relation: &Relation) -> Result<Binding, BindError> {
         let position = |name: &String| {
-            relation.columns.iter().position(|column| &column.name == name).ok_or_else(|| BindError {
-                table: relation.name.to_string(),
-                column: name.clone(),
-            })
+            relation
+                .columns
+                .iter()
+                .position(|column| &column.name == name)
+                .ok_or_else(|| BindError { table: relation.name.to_string(), column: name.clone() })
         };
         let columns = plan
             .inputs
@@ -45,11 +46,8 @@ impl Binding {
                 InputFrom::Meta(_) => Ok(None),
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let key_columns = plan
-            .key_inputs
-            .iter()
-            .map(|&input| columns[input].expect("a key is made of source columns"))
-            .collect();
+        let key_columns =
+            plan.key_inputs.iter().map(|&input| columns[input].expect("a key is made of source columns")).collect();
         let is_straight = columns.len() == relation.columns.len()
             && columns.iter().enumerate().all(|(index, column)| *column == Some(index));
         let identity = relation.columns.iter().map(|column| column.is_identity).collect();

@@ -134,7 +134,8 @@ impl Check<'_> {
 
 /// A table or view of a sink is written by one mapping only; each of several is told.
 fn duplicate_targets(files: &[MappingFile], findings: &mut Findings) {
-    let mut places: BTreeMap<(&str, &TableName), Vec<(&MappingFile, &Range<usize>)>> = BTreeMap::new();
+    type Written<'a> = (&'a MappingFile, &'a Range<usize>);
+    let mut places: BTreeMap<(&str, &TableName), Vec<Written<'_>>> = BTreeMap::new();
     for file in files {
         let tables = file.tables.iter().map(|table| &table.target);
         for target in tables.chain(file.views.iter().map(|view| &view.view)) {

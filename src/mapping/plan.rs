@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::catalog::TableName;
 
 /// What the daemon knows of a change beside its columns: `{ meta = "…" }`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Meta {
     /// Name of the `[source.NAME]`, as text.
@@ -25,7 +26,7 @@ pub enum Meta {
 }
 
 /// How a masked column's value is replaced before it is written anywhere but the journal.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mask {
     /// Keyed SHA-256 (HMAC with the configured salt) of the value's text, as 64 lowercase hex digits.
@@ -82,8 +83,16 @@ pub struct Output {
     pub from: OutputFrom,
 }
 
+impl Output {
+    /// The type that a cast of the value names: the target's without its modifier, so that storing the value checks its
+    /// length and does not cut it, as an explicit `::varchar(3)` would.
+    pub fn cast_type(&self) -> String {
+        super::types::without_modifier(&self.target_type)
+    }
+}
+
 /// What a row of the source does to the target.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// One target row per key, the latest.
@@ -96,7 +105,7 @@ pub enum Mode {
 }
 
 /// What a DELETE (and a TRUNCATE) of the source does to the target.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeleteMode {
     /// The row goes.
@@ -142,7 +151,7 @@ pub struct Plan {
 }
 
 /// `refresh = …` of a `[view]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshMode {
     /// Concurrently where a unique index allows it, else plain: the default.

@@ -166,6 +166,7 @@ impl<'d> Check<'d, '_> {
             self.report(&self.draft.key_span, finding.hint(hint));
         }
         for column in key {
+            self.key_cast(column, table);
             let nullable_target = table.column(&column.target).is_some_and(|target| !target.not_null);
             let nullable_source = column.from.reads().iter().any(|read| !read.not_null);
             if nullable_target && nullable_source {
@@ -174,6 +175,17 @@ impl<'d> Check<'d, '_> {
                 let hint = "make it NOT NULL at either end, or choose another key.";
                 self.report(&self.draft.key_span, finding.hint(hint));
             }
+        }
+    }
+
+    /// Rows that differ at the source must differ in the target.
+    fn key_cast(&mut self, column: &DraftColumn<'_>, table: &Table) {
+        let (DraftFrom::Column(from), Some(target)) = (&column.from, table.column(&column.target)) else { return };
+        let (stage_type, plain) = (self.draft.stage_type(from), types::without_modifier(&target.wire_type));
+        if types::drops_a_part(&stage_type, &plain) {
+            let message = format!("key column \"{}\" is cut from {stage_type} to {plain}", column.target);
+            let finding = Finding::error("bad-key", message).label("different rows may become one");
+            self.report(&column.span, finding.hint("give the target's column the source's type."));
         }
     }
 

@@ -123,6 +123,17 @@ pub(super) fn is_float(plain: &str) -> bool {
     matches!(plain, "real" | "double precision")
 }
 
+/// Does assigning drop a part of the value, so that two keys may become one?
+pub(super) fn drops_a_part(from: &str, to: &str) -> bool {
+    let is_whole = |plain: &str| matches!(plain, "smallint" | "integer" | "bigint");
+    let is_part = |plain: &str| matches!(family(plain), Some(Family::Date | Family::Time | Family::TimeTz));
+    match family(from) {
+        Some(Family::Number) => !is_whole(from) && is_whole(to),
+        Some(Family::Timestamp | Family::TimestampTz) => is_part(to),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +154,13 @@ mod tests {
             assert_eq!(without_modifier(text), expected);
             assert_eq!(without_modifier(expected), expected, "a second time");
         }
+    }
+
+    #[test]
+    fn dropped_parts_are_known() {
+        assert!(drops_a_part("numeric", "bigint") && drops_a_part("timestamp with time zone", "date"));
+        assert!(!drops_a_part("integer", "numeric") && !drops_a_part("bigint", "integer"), "overflow is an error");
+        assert!(!drops_a_part("date", "timestamp with time zone") && !drops_a_part("uuid", "text"));
     }
 
     #[test]

@@ -236,7 +236,9 @@ mod tests {
 
     #[test]
     fn truncate_names_its_relations() {
-        let Ok(Message::Truncate(truncate)) = decode(b"T\0\0\0\x02\x01\0\0\0\x05\0\0\0\x06") else { panic!("not a truncate") };
+        let Ok(Message::Truncate(truncate)) = decode(b"T\0\0\0\x02\x01\0\0\0\x05\0\0\0\x06") else {
+            panic!("not a truncate")
+        };
         assert_eq!(truncate.relations().collect::<Vec<_>>(), [5, 6]);
         assert!(decode(b"T\xff\xff\xff\xff\x01\0\0\0\x05").is_err());
     }

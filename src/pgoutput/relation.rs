@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn relation_is_read_whole() {
-        let message = b"R\0\0\0\x07public\0course\0d\0\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\0title\0\0\0\x04\x13\0\0\x01\x03";
+        let message =
+            b"R\0\0\0\x07public\0course\0d\0\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\0title\0\0\0\x04\x13\0\0\x01\x03";
         let Ok(Message::Relation(relation)) = decode(message) else { panic!("not a relation") };
         assert_eq!((relation.oid, relation.name.to_string().as_str()), (7, "public.course"));
         assert_eq!(relation.columns[0].type_oid, 23);

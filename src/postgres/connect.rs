@@ -22,8 +22,9 @@ use crate::retry::Retry;
 ///
 /// `pg_temp` stands last in the path, or a temporary table could hide a catalog. Row security is off, so that a role it
 /// binds gets an error instead of fewer rows. A role's time limits must not cut a copy that runs for hours.
-pub const SESSION: [(&str, &str); 11] = [
+pub const SESSION: [(&str, &str); 12] = [
     ("search_path", "pg_catalog,pg_temp"),
+    ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("timezone", "UTC"),
@@ -88,7 +89,7 @@ pub enum ConnectError {
     Refused {
         endpoint: Endpoint,
         #[source]
-        source: Box<SqlError>,
+        source: SqlError,
     },
     #[error("no answer from {endpoint} within {} s", after.as_secs())]
     TimedOut { endpoint: Endpoint, after: Duration },
@@ -131,7 +132,7 @@ pub async fn connect_with(url: &PgUrl, app_name: &str, settings: &[(&str, &str)]
         };
         let failed = match tokio::time::timeout(url.connect_timeout, attempt).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(source)) => ConnectError::Refused { endpoint: endpoint.clone(), source: Box::new(source) },
+            Ok(Err(source)) => ConnectError::Refused { endpoint: endpoint.clone(), source },
             Err(_) => ConnectError::TimedOut { endpoint: endpoint.clone(), after: url.connect_timeout },
         };
         debug!(endpoint = %endpoint, error = %failed, "connection not made");

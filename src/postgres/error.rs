@@ -11,12 +11,20 @@ use crate::retry::{Retry, by_sqlstate};
 
 /// A failed statement or connection. Everything in it may be shown.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{text}")]
-pub struct SqlError {
+#[error("{}", .0.text)]
+pub struct SqlError(Box<Told>);
+
+#[derive(Clone, Debug)]
+struct Told {
     text: String,
     sqlstate: Option<SqlState>,
     retry: Retry,
-    /// Names that the server gave with its error, for a caller that must find the row or the column.
+    names: Names,
+}
+
+/// Names that the server gave with its error, for a caller that must find the row or the column.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Names {
     pub schema: Option<String>,
     pub table: Option<String>,
     pub column: Option<String>,
@@ -26,27 +34,24 @@ pub struct SqlError {
 impl SqlError {
     /// A server's answer that has not the form expected of it: nothing to try again.
     pub fn unexpected(text: impl Into<String>) -> Self {
-        SqlError {
-            text: text.into(),
-            sqlstate: None,
-            retry: Retry::Never,
-            schema: None,
-            table: None,
-            column: None,
-            constraint: None,
-        }
+        let told = Told { text: text.into(), sqlstate: None, retry: Retry::Never, names: Names::default() };
+        SqlError(Box::new(told))
     }
 
     pub fn sqlstate(&self) -> Option<&SqlState> {
-        self.sqlstate.as_ref()
+        self.0.sqlstate.as_ref()
     }
 
     pub fn is(&self, state: &SqlState) -> bool {
-        self.sqlstate.as_ref() == Some(state)
+        self.sqlstate() == Some(state)
     }
 
     pub fn retry(&self) -> Retry {
-        self.retry
+        self.0.retry
+    }
+
+    pub fn names(&self) -> &Names {
+        &self.0.names
     }
 }
 
@@ -54,15 +59,14 @@ impl From<tokio_postgres::Error> for SqlError {
     fn from(error: tokio_postgres::Error) -> Self {
         let database = error.as_db_error();
         let name = |of: fn(&DbError) -> Option<&str>| database.and_then(of).map(str::to_owned);
-        SqlError {
-            text: describe(&error),
-            sqlstate: sqlstate(&error),
-            retry: retry(&error),
+        let names = Names {
             schema: name(DbError::schema),
             table: name(DbError::table),
             column: name(DbError::column),
             constraint: name(DbError::constraint),
-        }
+        };
+        let told = Told { text: describe(&error), sqlstate: sqlstate(&error), retry: retry(&error), names };
+        SqlError(Box::new(told))
     }
 }
 
@@ -152,3 +156,6 @@ fn quoting_condition(code: &str) -> Option<&'static str> {
     };
     Some(name)
 }
+
+#[cfg(test)]
+mod tests;

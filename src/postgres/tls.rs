@@ -82,28 +82,28 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
 }
 
 fn verifier(url: &PgUrl, name: Name, provider: &Arc<CryptoProvider>) -> Result<Verifier, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let pinned = match &url.ssl_root_cert {
-        Some(path) => {
-            let given = certificates(path)?;
-            roots.add_parsable_certificates(given.iter().cloned());
-            given
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            Vec::new()
-        }
+    let (given, none) = match &url.ssl_root_cert {
+        Some(path) => (certificates(path)?, TlsError::NoCertificate(path.clone())),
+        None => (rustls_native_certs::load_native_certs().certs, TlsError::NoAuthorities),
     };
+    chain_verifier(given, name, provider)?.ok_or(none)
+}
+
+/// `None` if no certificate can be used.
+fn chain_verifier(
+    trusted: Vec<CertificateDer<'static>>,
+    name: Name,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Option<Verifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(trusted.iter().cloned());
     if roots.is_empty() {
-        return Err(match &url.ssl_root_cert {
-            Some(path) => TlsError::NoCertificate(path.clone()),
-            None => TlsError::NoAuthorities,
-        });
+        return Ok(None);
     }
     let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
         .map_err(TlsError::Authorities)?;
-    Ok(Verifier { check: Check::Chain { chain, pinned, name }, provider: provider.clone() })
+    Ok(Some(Verifier { check: Check::Chain { chain, trusted, name }, provider: provider.clone() }))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -124,8 +124,8 @@ enum Check {
     Nothing,
     Chain {
         chain: Arc<WebPkiServerVerifier>,
-        /// What stands in `sslrootcert`.
-        pinned: Vec<CertificateDer<'static>>,
+        /// The certificates that `chain` was made of.
+        trusted: Vec<CertificateDer<'static>>,
         name: Name,
     },
 }
@@ -146,7 +146,7 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Check::Chain { chain, pinned, name } = &self.check else {
+        let Check::Chain { chain, trusted, name } = &self.check else {
             return Ok(ServerCertVerified::assertion());
         };
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
@@ -157,7 +157,7 @@ impl ServerCertVerifier for Verifier {
             // A self-signed certificate as `openssl req -x509` makes it says that it is an authority, which no server may
             // be. Given byte for byte in sslrootcert, it is trusted for itself; its dates were looked at before.
             Err(Error::InvalidCertificate(CertificateError::Other(_)))
-                if pinned.iter().any(|own| own == end_entity) =>
+                if trusted.iter().any(|own| own == end_entity) =>
             {
                 if *name == Name::Verified {
                     verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
@@ -192,33 +192,4 @@ impl ServerCertVerifier for Verifier {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn url(parameters: &str) -> PgUrl {
-        PgUrl::parse(&format!("postgres://u@db.internal/d?{parameters}")).expect("well formed")
-    }
-
-    #[test]
-    fn only_disable_is_plain_text() {
-        assert!(client_config(&url("sslmode=disable")).expect("nothing to read").is_none());
-        assert!(client_config(&url("sslmode=require")).expect("nothing to read").is_some());
-    }
-
-    #[test]
-    fn unreadable_and_empty_certificate_files_are_named() {
-        let missing = client_config(&url("sslrootcert=/nowhere/ca.pem")).expect_err("no such file");
-        assert_eq!(missing.to_string(), "cannot read certificates from \"/nowhere/ca.pem\"");
-        let empty = client_config(&url("sslmode=verify-ca&sslrootcert=/dev/null")).expect_err("empty");
-        assert!(matches!(empty, TlsError::NoCertificate(_)), "{empty}");
-        let key = client_config(&url("sslmode=require&sslcert=/dev/null&sslkey=/dev/null")).expect_err("empty");
-        assert!(matches!(key, TlsError::NoCertificate(_)), "{key}");
-    }
-
-    #[test]
-    fn server_names_are_hosts_and_addresses() {
-        assert!(server_name("db.internal").is_ok());
-        assert!(server_name("::1").is_ok());
-        assert!(server_name("no name").is_err());
-    }
-}
+mod tests;

@@ -17,6 +17,11 @@ impl Durable {
         Durable { sink: sink.to_owned(), checkpoint }
     }
 
+    /// A checkpoint that was read from the sink over a connection of its own: recorded, so durable.
+    pub fn read_back(sink: &str, checkpoint: Checkpoint) -> Self {
+        Durable::new(sink, checkpoint)
+    }
+
     /// For tests of those who take proofs.
     #[cfg(test)]
     pub fn for_test(sink: &str, checkpoint: Checkpoint) -> Self {

@@ -4,4 +4,6 @@ pub mod probe;
 
 pub mod setup;
 
+pub mod snapshot;
+
 pub mod stream;

@@ -134,13 +134,15 @@ impl SourceProbe {
     }
 }
 
-// Columns that an older server does not have are read through the row's JSON, where they are then absent. `conflicting` is
-// what Postgres 16 has for a reason.
+// Columns that an older server does not have are read through the row's JSON, where they are then absent. Postgres 16
+// has `conflicting` for a reason, and sets it on slots that lost their WAL too.
 const SLOT: &str = "
 SELECT s.confirmed_flush_lsn::text AS confirmed_flush, s.restart_lsn::text AS restart_lsn, s.active, s.active_pid,
        s.wal_status, s.plugin::text AS plugin, s.database::text AS database, s.temporary, s.safe_wal_size,
        coalesce(to_jsonb(s) ->> 'invalidation_reason',
-                CASE WHEN (to_jsonb(s) ->> 'conflicting')::boolean THEN 'conflicting' END) AS invalidation_reason,
+                CASE WHEN (to_jsonb(s) ->> 'conflicting')::boolean AND s.wal_status <> 'lost'
+                     THEN 'conflicting'
+                END) AS invalidation_reason,
        coalesce((to_jsonb(s) ->> 'failover')::boolean, false) AS failover, age(s.catalog_xmin) AS catalog_xmin_age
 FROM pg_replication_slots AS s
 WHERE s.slot_name = $1::text";

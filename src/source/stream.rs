@@ -60,7 +60,9 @@ impl StreamError {
     /// Connecting again may help.
     pub fn passes(&self) -> bool {
         match self {
-            StreamError::Wire(WireError::Io(_) | WireError::Ended) | StreamError::Silent { .. } | StreamError::Draining => true,
+            StreamError::Wire(WireError::Io(_) | WireError::Ended)
+            | StreamError::Silent { .. }
+            | StreamError::Draining => true,
             StreamError::Wire(WireError::Server { sqlstate, .. }) => {
                 crate::retry::by_sqlstate(sqlstate) == crate::retry::Retry::Backoff
             }
@@ -86,6 +88,7 @@ pub struct StreamShared {
     received: AtomicU64,
     confirmed: AtomicU64,
     full: AtomicBool,
+    draining: AtomicBool,
 }
 
 impl StreamShared {
@@ -97,6 +100,7 @@ impl StreamShared {
             received: AtomicU64::new(0),
             confirmed: AtomicU64::new(0),
             full: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
         })
     }
 
@@ -120,6 +124,11 @@ impl StreamShared {
         Lsn(self.confirmed.load(Ordering::Relaxed))
     }
 
+    /// The source is shutting down and waits until everything it sent is confirmed.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// The journal is at its cap and the stream waits for the sinks.
     pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
@@ -138,6 +147,14 @@ pub struct Stream {
     asked: u32,
     draining_since: Option<Instant>,
     synced: Lsn,
+    observer: Box<dyn StreamObserver>,
+}
+
+/// Told what arrives, for metrics. Called on the stream's thread once a block.
+pub trait StreamObserver: Send {
+    /// A block of this many bytes was added; the stream now reaches `end_lsn`, and the last transaction that ended in it
+    /// was committed at `commit_ts`.
+    fn received(&mut self, bytes: usize, end_lsn: Lsn, commit_ts: Option<UnixMicros>);
 }
 
 struct Clock {
@@ -160,6 +177,7 @@ impl Stream {
         shared: Arc<StreamShared>,
         confirm_by: ConfirmBy,
         start: Lsn,
+        observer: Box<dyn StreamObserver>,
     ) -> Result<Stream, StreamError> {
         journal.begin(start)?;
         shared.received.fetch_max(start.0, Ordering::Relaxed);
@@ -176,6 +194,7 @@ impl Stream {
             asked: 0,
             draining_since: None,
             synced: start,
+            observer,
         })
     }
 
@@ -240,6 +259,7 @@ impl Stream {
                     received_at: UnixMicros::now(),
                 };
                 self.append(block)?;
+                self.observer.received(scan.bytes, self.boundary.end_lsn, scan.commit_ts);
                 self.shared.received.store(self.boundary.end_lsn.0, Ordering::Relaxed);
                 if scan.reply_requested {
                     self.asked(start.end_lsn < self.boundary.end_lsn || scan.frames > scan.keepalives)?;
@@ -280,9 +300,11 @@ impl Stream {
         self.asked = if has_news { 0 } else { self.asked + 1 };
         if self.asked == 0 {
             self.draining_since = None;
+            self.shared.draining.store(false, Ordering::Relaxed);
         } else if self.asked >= DRAINING_KEEPALIVES && self.draining_since.is_none() {
             tracing::info!("source is shutting down");
             self.draining_since = Some(Instant::now());
+            self.shared.draining.store(true, Ordering::Relaxed);
         }
         let since = self.clock.reply.elapsed();
         if since < REPLY_INTERVAL {

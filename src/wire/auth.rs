@@ -36,7 +36,9 @@ fn scram(connection: &mut ReplicationConnection, url: &PgUrl, mechanisms: &[Stri
         Wanted::Prefer | Wanted::Require => connection.transport.server_end_point(),
     };
     let (mechanism, binding) = match bound {
-        Some(digest) if offers(SCRAM_SHA_256_PLUS) => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(digest)),
+        Some(digest) if offers(SCRAM_SHA_256_PLUS) => {
+            (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(digest))
+        }
         _ if url.channel_binding == Wanted::Require => {
             return Err(WireError::Authentication("a login without channel binding"));
         }

@@ -55,7 +55,11 @@ impl WireError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             WireError::Server { sqlstate, .. } | WireError::Warning { sqlstate, .. } => Some(sqlstate),
-            WireError::Io(_) | WireError::Tls(_) | WireError::Authentication(_) | WireError::Protocol(_) | WireError::Ended => None,
+            WireError::Io(_)
+            | WireError::Tls(_)
+            | WireError::Authentication(_)
+            | WireError::Protocol(_)
+            | WireError::Ended => None,
         }
     }
 }

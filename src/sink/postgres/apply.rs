@@ -235,7 +235,9 @@ impl PostgresSink {
         let inputs = group_inputs(job);
         let count = i64::try_from(job.entries.len()).unwrap_or(i64::MAX);
         if over_arrays(job, set) {
-            let arrays = self.arrays(batch, job, &set.columns, &inputs).map_err(|error| ApplyError::encode(plan_index, error))?;
+            let arrays = self
+                .arrays(batch, job, &set.columns, &inputs)
+                .map_err(|error| ApplyError::encode(plan_index, error))?;
             let arrays = std::sync::Arc::new(arrays);
             for merge in merges {
                 let arrays = arrays.clone();
@@ -260,7 +262,13 @@ impl PostgresSink {
         Ok(())
     }
 
-    async fn copy_owned(&self, batch: &Batch, job: &Job<'_>, copy: &Statement, inputs: Vec<usize>) -> Result<(), ApplyError> {
+    async fn copy_owned(
+        &self,
+        batch: &Batch,
+        job: &Job<'_>,
+        copy: &Statement,
+        inputs: Vec<usize>,
+    ) -> Result<(), ApplyError> {
         self.copy(batch, job, copy, &inputs).await
     }
 
@@ -365,7 +373,9 @@ fn extra_columns(job: &Job<'_>) -> usize {
 fn group_inputs(job: &Job<'_>) -> Vec<usize> {
     match job.group {
         Group::Delete | Group::MoveAway => job.table.plan.key_inputs.clone(),
-        Group::Direct | Group::Upsert | Group::PartialUpdate | Group::PartialFill => (0..job.table.plan.inputs.len()).collect(),
+        Group::Direct | Group::Upsert | Group::PartialUpdate | Group::PartialFill => {
+            (0..job.table.plan.inputs.len()).collect()
+        }
     }
 }
 

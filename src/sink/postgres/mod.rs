@@ -2,6 +2,7 @@
 
 mod apply;
 pub mod encode;
+pub mod load;
 pub mod state;
 pub mod statements;
 
@@ -169,7 +170,7 @@ impl PostgresSink {
 }
 
 /// Plans in an order in which every table comes after those its foreign keys point to; cycles are cut anywhere.
-fn parents_first(plans: &[Arc<Plan>]) -> Vec<usize> {
+pub fn parents_first(plans: &[Arc<Plan>]) -> Vec<usize> {
     fn visit(plans: &[Arc<Plan>], index: usize, seen: &mut [bool], order: &mut Vec<usize>) {
         if std::mem::replace(&mut seen[index], true) {
             return;

@@ -3,6 +3,7 @@
 //! `checkpoint` is public: a reader may join on it to know up to which source position the tables it reads are complete,
 //! since it changes in the same transaction as they do.
 
+use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
@@ -62,8 +63,10 @@ pub struct StoredCheckpoint {
 }
 
 /// Where a table stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TableState {
+    #[default]
     Pending,
     Copying,
     Catchup,
@@ -82,7 +85,7 @@ impl TableState {
         TableState::Quarantined,
     ];
 
-    pub fn name(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             TableState::Pending => "pending",
             TableState::Copying => "copying",
@@ -94,7 +97,7 @@ impl TableState {
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
-        TableState::ALL.into_iter().find(|state| state.name() == name)
+        TableState::ALL.into_iter().find(|state| state.as_str() == name)
     }
 }
 
@@ -221,7 +224,7 @@ pub async fn write_table(
             "INSERT INTO tailwater.table_state (source, target, origin, state, lsn, reason) VALUES ($1, $2, $3, $4, $5, $6) \
              ON CONFLICT (source, target) DO UPDATE SET state = excluded.state, lsn = excluded.lsn, \
              reason = excluded.reason, updated_at = now()",
-            &[&source, &name_text(target), &name_text(origin), &state.name(), &PgLsn::from(lsn.0), &reason],
+            &[&source, &name_text(target), &name_text(origin), &state.as_str(), &PgLsn::from(lsn.0), &reason],
         )
         .await?;
     Ok(())

@@ -64,8 +64,36 @@ pub struct TableStatements {
     /// place is looked for at the new one.
     pub partial_fill_tolerant: Merge,
     pub truncate: String,
+    /// Removes what an interrupted copy of this source had written.
+    pub clear: String,
+    /// Does the target hold no row of this source?
+    pub is_empty: String,
     /// An expression or the filter reads a value that may be unchanged: partial rows are always filled.
     pub always_fill: bool,
+}
+
+impl TableStatements {
+    fn merges(&self) -> Vec<&Merge> {
+        let optional = [&self.unmatch, &self.delete, &self.partial_unmatch];
+        let always =
+            [&self.upsert, &self.move_away, &self.partial_update, &self.partial_fill, &self.partial_fill_tolerant];
+        optional.into_iter().flatten().chain(always).collect()
+    }
+
+    /// Every statement, for a sink to look at before it is needed.
+    pub fn all(&self) -> Vec<&str> {
+        let merges = self.merges();
+        let over_stage = merges.iter().map(|merge| merge.over_stage.as_str());
+        let sets = [(&self.upsert_set, &self.upsert), (&self.delete_set, &self.move_away)];
+        let over_arrays =
+            sets.into_iter().filter(|(set, _)| set.fits_arrays).map(|(_, merge)| merge.over_arrays.as_str());
+        self.copy_into_target.as_deref().into_iter().chain(over_stage).chain(over_arrays).collect()
+    }
+
+    /// The statements over stages, which take no parameter but the row count.
+    pub fn over_stages(&self) -> Vec<&str> {
+        self.merges().into_iter().map(|merge| merge.over_stage.as_str()).collect()
+    }
 }
 
 const UNCHANGED: &str = "_tailwater_unchanged";
@@ -105,11 +133,14 @@ impl TableStatements {
                 None => counted(&writer.partial_fill(from, false)),
                 Some(_) => writer.partial_fill(from, false),
             }),
-            partial_unmatch: plan.filter.as_ref().map(|filter| {
-                writer.over(&partial_set, |from| writer.unmatch(&writer.filled(from, true), filter))
-            }),
+            partial_unmatch: plan
+                .filter
+                .as_ref()
+                .map(|filter| writer.over(&partial_set, |from| writer.unmatch(&writer.filled(from, true), filter))),
             partial_fill_tolerant: writer.over(&partial_set, |from| writer.partial_fill(from, true)),
             truncate: writer.truncate(),
+            clear: format!("DELETE FROM {}{}", writer.target, writer.of_this_source()),
+            is_empty: format!("SELECT NOT EXISTS (SELECT FROM {}{})", writer.target, writer.of_this_source()),
             always_fill: writer.always_fill(),
             upsert_set,
             delete_set,
@@ -141,7 +172,10 @@ impl Writer<'_> {
             columns.iter().map(|column| format!("{} {}", quote_ident(&column.name), column.sql_type)).collect();
         let name = TableName::new("pg_temp", &stage).quoted();
         RowSet {
-            create: format!("CREATE TEMPORARY TABLE IF NOT EXISTS {name} ({}) ON COMMIT DELETE ROWS", defined.join(", ")),
+            create: format!(
+                "CREATE TEMPORARY TABLE IF NOT EXISTS {name} ({}) ON COMMIT DELETE ROWS",
+                defined.join(", ")
+            ),
             copy: format!("COPY {name} FROM STDIN (FORMAT binary)"),
             fits_arrays: inputs.iter().all(|&input| !self.plan.inputs[input].nested),
             stage,
@@ -206,7 +240,8 @@ impl Writer<'_> {
 
     /// `k0`, `k1`, …: the key's values over `s`, named.
     fn key_values(&self) -> String {
-        let named = self.plan.key.iter().enumerate().map(|(index, &output)| format!("{} AS k{index}", self.value(output)));
+        let named =
+            self.plan.key.iter().enumerate().map(|(index, &output)| format!("{} AS k{index}", self.value(output)));
         named.collect::<Vec<_>>().join(", ")
     }
 
@@ -242,7 +277,9 @@ impl Writer<'_> {
             .collect();
         match self.plan.mode {
             Mode::Append => String::new(),
-            Mode::Upsert if !set.is_empty() => format!(" ON CONFLICT ({}) DO UPDATE SET {}", keys.join(", "), set.join(", ")),
+            Mode::Upsert if !set.is_empty() => {
+                format!(" ON CONFLICT ({}) DO UPDATE SET {}", keys.join(", "), set.join(", "))
+            }
             Mode::Upsert | Mode::InsertNew => format!(" ON CONFLICT ({}) DO NOTHING", keys.join(", ")),
         }
     }
@@ -278,7 +315,18 @@ impl Writer<'_> {
     /// A DELETE rather than TRUNCATE: a reader's snapshot taken before keeps seeing what it saw, foreign keys are
     /// respected, and no further privilege is needed.
     fn truncate(&self) -> String {
-        let of_this_source = if self.plan.shared_target {
+        let of_this_source = self.of_this_source();
+        match (&self.plan.deleted_column, self.plan.delete) {
+            (Some(column), DeleteMode::Soft) => {
+                format!("UPDATE {} SET {} = true{of_this_source}", self.target, quote_ident(column))
+            }
+            _ => format!("DELETE FROM {}{of_this_source}", self.target),
+        }
+    }
+
+    /// Restricts a statement to the rows that this source owns, where several feed the table.
+    fn of_this_source(&self) -> String {
+        if self.plan.shared_target {
             let literal = self.plan.key.iter().filter_map(|&output| {
                 let output = &self.plan.outputs[output];
                 match &output.from {
@@ -291,12 +339,6 @@ impl Writer<'_> {
             format!(" WHERE {}", literal.collect::<Vec<_>>().join(" AND "))
         } else {
             String::new()
-        };
-        match (&self.plan.deleted_column, self.plan.delete) {
-            (Some(column), DeleteMode::Soft) => {
-                format!("UPDATE {} SET {} = true{of_this_source}", self.target, quote_ident(column))
-            }
-            _ => format!("DELETE FROM {}{of_this_source}", self.target),
         }
     }
 
@@ -349,7 +391,10 @@ impl Writer<'_> {
             match (self.is_unchanged("s", index), self.copied_to(index)) {
                 (Some(unchanged), Some(column)) => {
                     let old = if tolerant {
-                        format!("CASE WHEN o.{0} IS NOT NULL THEN o.{column} ELSE p.{column} END", self.key_columns()[0])
+                        format!(
+                            "CASE WHEN o.{0} IS NOT NULL THEN o.{column} ELSE p.{column} END",
+                            self.key_columns()[0]
+                        )
                     } else {
                         format!("o.{column}")
                     };

@@ -3,13 +3,16 @@
 
 use std::ops::Range;
 
-use super::plan::{Mask, Meta, Mode};
+use super::plan::{Mask, Meta};
 use super::sql::{self, SqlError, Word};
 use super::syntax::{At, ColumnFrom, ColumnMapping, Literal, MappingFile, TableMapping};
 use super::syntax_column::did_you_mean;
 use super::types;
-use crate::catalog::{Column, ReplicaIdentity, Table, TypeKind};
+use crate::catalog::{Column, Table, TypeKind};
 use crate::diagnostic::{Finding, Findings};
+
+mod key;
+mod toast;
 
 /// One target column and what it is made of.
 pub(super) struct DraftColumn<'a> {
@@ -263,151 +266,10 @@ impl<'a> Drafting<'a> {
         match (word.quoted, hint) {
             (true, Some(hint)) => self.report(span, Finding::error("unknown-column", message).hint(hint)),
             (true, None) => self.report(span, Finding::error("unknown-column", message)),
-            (false, Some(hint)) if !sql::COMMON.contains(&word.name.as_str()) => {
+            (false, Some(hint)) if !sql::is_common(&word.name) => {
                 self.report(span, Finding::warning("unknown-column", message).hint(hint));
             }
             (false, _) => {}
-        }
-    }
-
-    /// The key's columns and where to point for it. `None` after a finding.
-    fn key(&mut self, columns: &[DraftColumn<'a>]) -> Option<(Vec<usize>, Range<usize>)> {
-        let target = &self.mapping.target;
-        let Some(key) = &self.mapping.key else {
-            if self.mapping.mode == Mode::Append {
-                return Some((Vec::new(), target.span.clone()));
-            }
-            return Some((self.default_key(columns)?, target.span.clone()));
-        };
-        let mut positions = Vec::new();
-        for name in &key.value {
-            match columns.iter().position(|column| column.target == name.value) {
-                Some(position) => positions.push(position),
-                // With columns named one by one, the offline check says it.
-                None if self.mapping.all_columns.is_some() => {
-                    let message = format!("the key's column \"{}\" is not mapped", name.value);
-                    let finding = Finding::error("key-not-mapped", message).label("a column of the target");
-                    let hint = did_you_mean(&name.value, columns.iter().map(|column| column.target.as_str()));
-                    let hint = hint.unwrap_or_else(|| "`rename` the source's column to it.".to_owned());
-                    self.report(name.span.clone(), finding.hint(hint));
-                }
-                None => {}
-            }
-        }
-        (positions.len() == key.value.len()).then(|| (positions, key.span.clone()))
-    }
-
-    fn default_key(&mut self, columns: &[DraftColumn<'a>]) -> Option<Vec<usize>> {
-        let span = self.mapping.target.span.clone();
-        if self.table.primary_key.is_empty() {
-            let message = format!("table \"{}\" has no primary key, and the mapping names no key", self.table.name);
-            let finding = Finding::error("no-key", message);
-            self.report(span, finding.hint("add `key = [\"…\"]`, target columns that are unique together."));
-            return None;
-        }
-        let mut key = Vec::new();
-        if self.file.sources.len() > 1 {
-            key.extend(columns.iter().position(|column| matches!(column.from, DraftFrom::Meta(Meta::Source))));
-        }
-        for name in &self.table.primary_key {
-            let is_it = |column: &DraftColumn<'_>| matches!(column.from, DraftFrom::Column(from) if &from.name == name);
-            match columns.iter().position(is_it) {
-                Some(position) => key.push(position),
-                None => {
-                    let message = format!("\"{name}\", of the primary key of \"{}\", is not mapped", self.table.name);
-                    let finding = Finding::error("key-not-mapped", message);
-                    self.report(span.clone(), finding.hint("map it, or name another key with `key = [\"…\"]`."));
-                }
-            }
-        }
-        (!self.found.has_errors()).then_some(key)
-    }
-
-    /// What the source sends of an old row must hold all that the key is made of.
-    fn identity(&mut self, draft: &Draft<'a>) {
-        let table = self.table;
-        let full = format!("run `ALTER TABLE {} REPLICA IDENTITY FULL` at the source", table.name.quoted());
-        if table.identity_columns.is_empty() && table.replica_identity != ReplicaIdentity::Full {
-            let message = format!("table \"{}\" has no replica identity", table.name);
-            let finding = Finding::error("no-replica-identity", message).label("its updates and deletes would fail");
-            let hint = format!("{full}, or give it a primary key, or `REPLICA IDENTITY USING INDEX`.");
-            self.report(self.mapping.from.span.clone(), finding.hint(hint));
-            return;
-        }
-        for position in &draft.key {
-            let column = &draft.columns[*position];
-            if let DraftFrom::Meta(meta) = column.from
-                && meta != Meta::Source
-            {
-                let message = format!("key column \"{}\" changes with every change of the row", column.target);
-                let finding = Finding::error("bad-key", message);
-                self.report(column.span.clone(), finding.hint("of meta only \"source\" can be part of a key."));
-            }
-            for read in column.from.reads() {
-                if types::is_float(&types::without_modifier(&read.wire_type)) && draft.mask(read).is_none() {
-                    let message = format!("key column \"{}\" is {}", column.target, read.type_name);
-                    let finding = Finding::error("float-key", message).label("equal floats need not be found again");
-                    self.report(draft.key_span.clone(), finding.hint("use a key of another type."));
-                }
-                let identified =
-                    table.replica_identity == ReplicaIdentity::Full || table.identity_columns.contains(&read.name);
-                if !identified {
-                    let message = format!(
-                        "key column \"{}\" needs \"{}\", which is outside the replica identity of \"{}\"",
-                        column.target, read.name, table.name
-                    );
-                    let finding = Finding::error("key-outside-identity", message);
-                    let hint = format!("a delete would not say which row it is: {full}, or choose another key.");
-                    self.report(draft.key_span.clone(), finding.hint(hint));
-                }
-            }
-        }
-    }
-
-    /// An UPDATE leaves large values unsent that it did not touch. What is not stored as it came cannot be made again.
-    fn toast(&mut self, draft: &Draft<'a>) {
-        if self.table.replica_identity == ReplicaIdentity::Full {
-            return;
-        }
-        let full = format!("run `ALTER TABLE {} REPLICA IDENTITY FULL` at the source", self.table.name.quoted());
-        let stored = |name: &str| {
-            self.mapping.mode == Mode::Upsert
-                && draft
-                    .columns
-                    .iter()
-                    .any(|column| matches!(column.from, DraftFrom::Column(from) if from.name == name))
-        };
-        let mut findings = Vec::new();
-        let filter = draft.mapping.filter.as_ref().map(|filter| (&draft.filter_reads[..], filter.span.clone(), false));
-        let columns = draft.columns.iter().map(|column| {
-            let plain = matches!(column.from, DraftFrom::Column(_));
-            (column.from.reads(), column.span.clone(), plain && draft.mapping.mode != Mode::Append)
-        });
-        for (reads, span, safe) in columns.chain(filter) {
-            for read in reads.iter().filter(|read| read.toastable && !safe && !stored(&read.name)) {
-                let message = format!(
-                    "\"{}\" of \"{}\" may be large, and then an update that leaves it alone does not send it",
-                    read.name, self.table.name
-                );
-                let finding = Finding::error("toast-unsent", message).label("cannot be computed without it");
-                let hint = match self.mapping.mode {
-                    Mode::Upsert => format!("{full}, or also map the column as it is."),
-                    Mode::Append | Mode::InsertNew => format!("{full}."),
-                };
-                findings.push((span.clone(), finding.hint(hint)));
-            }
-        }
-        if let (Some(filter), true) = (&draft.mapping.filter, findings.is_empty())
-            && let Some(column) =
-                draft.columns.iter().flat_map(|column| column.from.reads()).find(|read| read.toastable)
-        {
-            let message = format!("a row that comes to match \"where\" by an update may lack \"{}\"", column.name);
-            let finding = Finding::warning("toast-unsent", message).label("a large value is sent only when it changes");
-            let hint = format!("{full}, so that such a row is whole; without it the table stops there.");
-            findings.push((filter.span.clone(), finding.hint(hint)));
-        }
-        for (span, finding) in findings {
-            self.report(span, finding);
         }
     }
 }

@@ -1,0 +1,33 @@
+# make demo    two private Postgres clusters, sample data, a live writer, and tailwater between them
+# make test    every test: fast ones, then those against real servers, which they start themselves
+# make bench   tailwater beside native logical replication, in the same run
+# make lint    formatting and clippy, warnings are errors
+# make deps    only install what the others need (Debian packages, further Postgres majors)
+
+CARGO ?= cargo
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint deps deps-demo
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+deps:
+	@tests/install.sh test
+
+deps-demo:
+	@tests/install.sh demo
+
+demo: deps-demo
+	@echo "demo: building (minutes when cold), then running; DEMO_SECONDS=20 ends it by itself"
+	@exec $(CARGO) run --locked --release --quiet -- demo
+
+test: deps
+	@echo "test: building and running tests/fast (no services) and tests/live (private Postgres clusters)"
+	@$(CARGO) test --locked
+
+bench: deps-demo
+	@$(CARGO) bench --locked --bench drain
+
+lint:
+	@$(CARGO) fmt --check
+	@$(CARGO) clippy --locked --all-targets -- -D warnings

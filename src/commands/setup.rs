@@ -1,0 +1,121 @@
+//! `tailwater setup`: publication and slot at the sources, state schema and target tables at the sinks.
+
+use std::time::Duration;
+
+use super::live::{Ends, Patience, connect_all};
+use super::{load_config, runtime, say, show};
+use crate::cli::{Cli, Exit, Setup};
+use crate::config::Config;
+use crate::diagnostic::{Finding, Findings};
+use crate::mapping::MappingFile;
+use crate::mapping::desired::{DesiredTable, ddl, desired_tables};
+use crate::mapping::resolve::{Resolved, resolve};
+use crate::postgres::error::describe;
+use crate::sink::postgres::state;
+use crate::source::probe::probe;
+use crate::source::setup::SetupPlan;
+
+/// How long the slot's creation waits for transactions that write.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub fn run(cli: &Cli, args: &Setup) -> Exit {
+    let config = match load_config(cli) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let files = match crate::mapping::load(&config) {
+        Ok(files) => files,
+        Err(findings) => {
+            show(cli, &findings);
+            return Exit::Usage;
+        }
+    };
+    let findings = runtime().block_on(set_up(&config, &files, args));
+    show(cli, &findings);
+    if findings.has_errors() { Exit::Findings } else { Exit::Done }
+}
+
+/// Looks at everything first and changes nothing if anything is wrong.
+async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Findings {
+    let mut ends = connect_all(config, Patience::None).await;
+    let mut findings = std::mem::take(&mut ends.findings);
+    let mut wanted = Vec::new();
+    if args.create_targets {
+        let (tables, found) = desired_tables(config, files, &ends.live);
+        findings.0.extend(found.0);
+        wanted = tables;
+        ends.live.assume = wanted.clone();
+    }
+    let (resolved, found) = resolve(config, files, &ends.live);
+    findings.0.extend(found.0.into_iter().filter(|finding| !findings.0.contains(finding)).collect::<Vec<_>>());
+    let mut plans = Vec::new();
+    for (name, client) in &ends.sources {
+        let source = &config.sources[name];
+        match probe(client, &source.slot, &source.publication).await {
+            Ok(found) => {
+                let published = resolved.published.get(name).cloned().unwrap_or_default();
+                let plan = SetupPlan::make(&published, &found);
+                findings.0.extend(plan.findings.0.iter().cloned());
+                plans.push((name.clone(), plan));
+            }
+            Err(error) => {
+                findings.push(Finding::error("source", format!("source \"{name}\" cannot be probed: {error}")))
+            }
+        }
+    }
+    if findings.has_errors() {
+        return findings;
+    }
+    if args.print {
+        print(&ends, &resolved, &wanted, &plans);
+        return findings;
+    }
+    if let Err(finding) = make_sinks(&ends, &wanted).await {
+        findings.push(finding);
+        return findings;
+    }
+    for (name, plan) in &plans {
+        let outcome =
+            plan.execute(&ends.sources[name], SLOT_TIMEOUT, |step| say(&format!("source {name}: {}", step.why)));
+        if let Err(found) = outcome.await {
+            findings.0.extend(found.0);
+            return findings;
+        }
+        if plan.steps.is_empty() {
+            say(&format!("source {name}: nothing to do"));
+        }
+    }
+    findings
+}
+
+/// State schema and target tables.
+async fn make_sinks(ends: &Ends, wanted: &[DesiredTable]) -> Result<(), Finding> {
+    for (name, client) in &ends.sinks {
+        let refused = |what: &str, error: &tokio_postgres::Error| {
+            Finding::error("sink", format!("sink \"{name}\" does not let us make {what}: {}", describe(error)))
+                .hint("`deploy/grants/warehouse.sql` lists the rights, and what an owner may make beforehand.")
+        };
+        let has_schema = state::has_schema(client).await.map_err(|error| refused("the state schema", &error))?;
+        if !has_schema {
+            say(&format!("sink {name}: making schema tailwater"));
+            client.batch_execute(state::STATE_SCHEMA).await.map_err(|error| refused("the state schema", &error))?;
+        }
+        let mine: Vec<_> = wanted.iter().filter(|table| &table.sink == name).cloned().collect();
+        if !mine.is_empty() {
+            let names: Vec<_> = mine.iter().map(|table| table.target.to_string()).collect();
+            say(&format!("sink {name}: making {}", names.join(", ")));
+            client.batch_execute(&ddl(&mine)).await.map_err(|error| refused("the target tables", &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn print(ends: &Ends, _resolved: &Resolved, wanted: &[DesiredTable], plans: &[(String, SetupPlan)]) {
+    for (name, plan) in plans {
+        say(&format!("-- source {name}\n{}", plan.script()));
+    }
+    for name in ends.sinks.keys() {
+        let mine: Vec<_> = wanted.iter().filter(|table| &table.sink == name).cloned().collect();
+        say(&format!("-- sink {name}\n{}\n{}", state::STATE_SCHEMA.trim(), ddl(&mine)));
+    }
+}

@@ -1,0 +1,93 @@
+//! What the parts of one source need to know of one of its sinks.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use crate::batch::Batch;
+use crate::config::PostgresSinkConfig;
+use crate::lsn::Lsn;
+use crate::mapping::plan::Plan;
+use crate::postgres::connect::connect;
+use crate::postgres::error::describe;
+use crate::postgres::url::PgUrl;
+use crate::sink::postgres::state::{self, StoredTable, TableState};
+
+/// One sink of one source.
+pub struct SinkLink {
+    pub name: String,
+    /// The `[source.NAME]` on the other side.
+    pub source: String,
+    pub url: PgUrl,
+    pub config: PostgresSinkConfig,
+    pub plans: Vec<Arc<Plan>>,
+    /// Key of masked columns.
+    pub mask_key: Arc<[u8]>,
+    pub touched: Arc<dyn Fn(&[usize]) + Send + Sync>,
+}
+
+impl SinkLink {
+    /// A session with the sink.
+    ///
+    /// # Errors
+    /// Why there is none, as text without secrets.
+    pub async fn connect(&self, app_name: &str) -> Result<Client, String> {
+        let connection = connect(&self.url, app_name).await.map_err(|error| chain(&error))?;
+        // A role's default must not turn a reported commit into a hope.
+        let durable = connection.client.batch_execute("SET synchronous_commit = on").await;
+        durable.map_err(|error| describe(&error))?;
+        Ok(connection.client)
+    }
+
+    /// Takes a table out of the stream for good: until somebody sets its state back.
+    pub async fn quarantine(&self, plan_index: usize, reason: &str) -> Result<(), String> {
+        let client = self.connect("tailwater state").await?;
+        let plan = &self.plans[plan_index];
+        let state = TableState::Quarantined;
+        let written =
+            state::write_table(&client, &plan.source, &plan.from, &plan.target, state, Lsn::ZERO, Some(reason));
+        written.await.map_err(|error| describe(&error))
+    }
+
+    /// Tells who refreshes views that these tables changed.
+    pub fn touched(&self, batch: &Batch) {
+        let plans: Vec<_> = batch.tables.iter().map(|table| table.plan_index).collect();
+        self.touched_plans(&plans);
+    }
+
+    pub fn touched_plans(&self, plans: &[usize]) {
+        if !plans.is_empty() {
+            (self.touched)(plans);
+        }
+    }
+}
+
+/// An error with all its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A sink's table states, by plan.
+pub struct SinkTables {
+    pub by_plan: Vec<Option<StoredTable>>,
+}
+
+impl SinkTables {
+    pub fn new(link: &SinkLink, mut stored: Vec<StoredTable>) -> Self {
+        let by_plan = link.plans.iter().map(|plan| {
+            let place = stored.iter().position(|table| table.target == plan.target)?;
+            Some(stored.swap_remove(place))
+        });
+        SinkTables { by_plan: by_plan.collect() }
+    }
+}

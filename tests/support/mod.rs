@@ -1,0 +1,19 @@
+//! What the tests against real servers stand on: private Postgres clusters, the daemon as a child process, an
+//! independent reader of the source that knows what every table held after every commit, and workloads.
+//!
+//! A target includes it by `#[path = "../support/mod.rs"] mod support;`.
+#![allow(dead_code, reason = "each target uses its own part of it")]
+
+pub mod certificates;
+pub mod checker;
+pub mod cluster;
+pub mod daemon;
+pub mod http;
+pub mod oracle;
+pub mod pair;
+pub mod postgres;
+pub mod process;
+pub mod random;
+pub mod scratch;
+pub mod wait;
+pub mod workload;
