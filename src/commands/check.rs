@@ -92,8 +92,8 @@ async fn prepare(client: &Client, plan: &Plan, number: usize) -> Result<(), toki
     let statements = TableStatements::new(plan, number);
     client.batch_execute("BEGIN").await?;
     let prepared = async {
-        for set in [&statements.upsert_set, &statements.delete_set, &statements.partial_set] {
-            client.batch_execute(&set.create).await?;
+        for create in statements.stages() {
+            client.batch_execute(create).await?;
         }
         for sql in statements.all() {
             // EXPLAIN also checks the rights, which PREPARE alone leaves to the execution.

@@ -9,6 +9,7 @@ mod harness;
 mod huge;
 mod patience;
 mod setup;
+mod sink_postgres;
 mod snapshot;
 mod spine;
 mod startup;
