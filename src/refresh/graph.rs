@@ -183,7 +183,7 @@ impl Reads {
         view
     }
 
-    /// Every relation read from `start` on, except through those at which to stop. Plain views may stand in a circle with
+    /// Every relation read from `start` on, except through materialized views at which to stop. Plain views may stand in a circle with
     /// materialized ones.
     fn reach(&self, start: u32, stops: impl Fn(&TableName) -> bool) -> Vec<(&TableName, &str)> {
         let mut seen = BTreeSet::from([start]);
@@ -196,7 +196,7 @@ impl Reads {
                     continue;
                 }
                 reached.push((name, kind.as_str()));
-                if !stops(name) {
+                if kind != "m" || !stops(name) {
                     pending.push(*read);
                 }
             }

@@ -9,6 +9,7 @@ mod harness;
 mod setup;
 mod huge;
 mod patience;
+mod refresh;
 mod snapshot;
 mod spine;
 mod startup;
