@@ -58,7 +58,7 @@ const GOODBYE: Duration = Duration::from_millis(800);
 
 /// Told of everything that happens to views. Called from the refresher's task: must not block.
 pub trait Observer: Send + Sync {
-    /// The view no longer shows what its tables hold.
+    /// The view no longer shows what its tables hold; called once until it does again.
     fn stale(&self, view: &TableName);
     /// A refresh was committed, or was not made.
     fn refreshed(&self, view: &TableName, outcome: Result<&Refreshed, &RefreshError>);
@@ -194,8 +194,9 @@ impl<O: Observer> Refresher<O> {
         self.look(client).await?;
         let mut looked = Instant::now();
         for view in round::behind(client, &self.setup.views).await? {
-            self.schedule.mark_stale(view);
-            self.setup.observer.stale(&self.setup.views[view].view);
+            if self.schedule.mark_stale(view) {
+                self.setup.observer.stale(&self.setup.views[view].view);
+            }
         }
         loop {
             let touched = self.setup.touched.take();
