@@ -209,6 +209,25 @@ async fn refresh_shows_exactly_the_position_it_records_under_load() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn change_that_is_visible_but_not_yet_marked_takes_its_upstream_along() -> Result<()> {
+    let mut warehouse = Warehouse::new("late", MODEL).await?;
+    let every = Duration::from_millis(1);
+    let running =
+        warehouse.refresh(vec![plan("m.up", RefreshMode::Auto, every), plan("m.down", RefreshMode::Auto, every)])?;
+    warehouse.fresh("m.down").await?;
+    // The applier of `a` has committed and has not come to say so when that of `b` wakes the refresher.
+    let unsaid = warehouse.touched.touch([A]);
+    let sql = "BEGIN; INSERT INTO m.a VALUES (1); UPDATE tailwater.checkpoint SET end_lsn = '0/1'; COMMIT";
+    warehouse.client.batch_execute(sql).await?;
+    warehouse.commits = 1;
+    warehouse.commit().await?;
+    warehouse.fresh("m.down").await?;
+    assert_exact(&warehouse.client).await?;
+    drop(unsaid);
+    running.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn view_behind_the_checkpoint_is_refreshed_at_start_and_a_fresh_one_is_not() -> Result<()> {
     let empty = MODEL.replace("FROM m.between AS v;", "FROM m.between AS v WITH NO DATA;");
     let mut warehouse = Warehouse::new("start", &empty).await?;
