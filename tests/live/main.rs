@@ -9,7 +9,6 @@ mod harness;
 mod setup;
 mod huge;
 mod patience;
-mod refresh;
 mod snapshot;
 mod spine;
 mod startup;
