@@ -8,6 +8,7 @@ mod findings;
 mod harness;
 mod huge;
 mod patience;
+mod refresh;
 mod setup;
 mod sink_postgres;
 mod snapshot;
