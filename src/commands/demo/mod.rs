@@ -172,14 +172,14 @@ async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) 
     watch_stream(daemon, (&writer, &watcher), screen, length).await?;
 
     screen.settle();
-    screen.line("\nthe writer stops; waiting until everything has arrived and the views are refreshed …\n");
+    screen.line("\nthe writer stops; waiting until all has arrived and the views are refreshed …\n");
     let last = writer.stop().await?;
     let delays = watcher.stop().await?;
     let source_client = source.connect(SOURCE).await?;
     let ends = Ends { source: &source_client, warehouse: &warehouse_client };
     let summary = Summary::take(&ends, daemon, &last).await?;
     let status = daemon.status().await?.unwrap_or_default();
-    screen.line(summary.render(&last, &status, &delays).trim_end());
+    screen.line(&summary.render(&last, &status, &delays));
     if summary.is_equal() {
         return Ok(Exit::Done);
     }

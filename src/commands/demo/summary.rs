@@ -1,6 +1,5 @@
 //! The end: both databases are asked what they hold.
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -21,7 +20,7 @@ const WAREHOUSE_CHECK: &str = include_str!("../../../schemas/postgres/lessons_ch
 /// For the last changes to arrive and the views to be refreshed.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
 
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// After a comparison that found a difference: it reads every row.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -34,6 +33,8 @@ pub struct Summary {
     checkpoint: Lsn,
     confirmed: Lsn,
     lag_bytes: u64,
+    /// From the writer's end until the checkpoint was past the last change.
+    arrived: Option<Duration>,
     /// From the writer's end until everything was equal, or until patience ended.
     waited: Duration,
 }
@@ -62,15 +63,19 @@ impl Summary {
     /// Waits until the warehouse holds `last` and its views show it, then compares. What differs after a while differs.
     pub async fn take(ends: &Ends<'_>, daemon: &mut Daemon, last: &Written) -> Result<Summary> {
         let began = Instant::now();
+        let mut arrived = None;
         loop {
+            if arrived.is_none() && checkpoint(ends.warehouse).await? > last.lsn {
+                arrived = Some(began.elapsed());
+            }
             let in_time = began.elapsed() < CATCH_UP_WITHIN;
             let status = daemon.status().await?;
             let shown = status.is_some_and(|status| status.views.iter().all(|view| view.staleness_seconds == 0.0));
-            if in_time && !(shown && checkpoint(ends.warehouse).await? > last.lsn) {
+            if in_time && !(shown && arrived.is_some()) {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
-            let summary = Summary::ask(ends, began).await?;
+            let summary = Summary { arrived, ..Summary::ask(ends, began).await? };
             if summary.is_equal() || !in_time {
                 return Ok(summary);
             }
@@ -99,6 +104,7 @@ impl Summary {
             checkpoint,
             confirmed: Lsn(confirmed.into()),
             lag_bytes: Lsn(slot.get::<_, PgLsn>(1).into()).bytes_since(checkpoint),
+            arrived: None,
             waited: began.elapsed(),
         })
     }
@@ -111,64 +117,53 @@ impl Summary {
 
     /// As lines for a person.
     pub fn render(&self, written: &Written, status: &Status, delays: &Delays) -> String {
-        let mut text = String::new();
-        let header = ("relation", "at the source", "in the warehouse");
-        line(&mut text, &format!("{:<26}{:>14}{:>18}", header.0, header.1, header.2));
+        let mut lines = vec![format!("{:<26}{:>14}{:>18}", "relation", "at the source", "in the warehouse")];
         for each in &self.relations {
             let verdict = if each.source == each.warehouse { "same content" } else { "DIFFERENT" };
             let rows = (rows(each.source.row_count), rows(each.warehouse.row_count));
-            line(&mut text, &format!("{:<26}{:>14}{:>18}  {verdict}", each.name, rows.0, rows.1));
+            lines.push(format!("{:<26}{:>14}{:>18}  {verdict}", each.name, rows.0, rows.1));
         }
-        text.push('\n');
-        let views = match self.faults {
-            0 => "equal their queries over the warehouse's tables".to_owned(),
-            faults => format!("DIFFER from their queries in {} rows", count(faults)),
-        };
-        line(&mut text, &format!("views       {views}"));
-        line(
-            &mut text,
-            &format!(
-                "positions   the warehouse's checkpoint is {}, {} bytes of WAL behind the source;",
-                self.checkpoint,
-                count(self.lag_bytes)
-            ),
-        );
-        line(&mut text, &format!("            the slot is confirmed up to {}", self.confirmed));
+        lines.push(String::new());
+        lines.push(match self.faults {
+            0 => "views       equal their queries over the warehouse's tables".to_owned(),
+            faults => format!("views       DIFFER from their queries in {} rows", count(faults)),
+        });
+        let (checkpoint, confirmed, lag) = (self.checkpoint, self.confirmed, count(self.lag_bytes));
+        lines.push(format!("positions   checkpoint {checkpoint}, slot confirmed to {confirmed};"));
+        lines.push(format!("            the source's WAL ends {lag} bytes later"));
         let applied: u64 = status.pairs.iter().map(|pair| pair.transactions).sum();
-        line(
-            &mut text,
-            &format!(
-                "applied     {} transactions by the daemon's count, {} change sets by the writer's",
-                count(applied),
-                count(written.count)
-            ),
-        );
-        if let (Some(half), Some(all)) = (delays.quantile(0.5), delays.quantile(1.0)) {
-            let looked_for = format!("of {} change sets looked for after their commit,", count(delays.count() as u64));
-            line(&mut text, &format!("delay       {looked_for}"));
-            let most = delays.quantile(0.99).filter(|_| delays.count() >= 100);
-            let shares = [("half of them", Some(half)), ("99 %", most), ("all", Some(all))];
-            let shares = shares.into_iter().filter_map(|(share, delay)| Some((share, delay?.as_secs_f64())));
-            let shares: Vec<String> =
-                shares.map(|(share, delay)| format!("{share} within {}", seconds(delay))).collect();
-            line(&mut text, &format!("            {} visible in the warehouse", shares.join(", ")));
-        }
-        text.push('\n');
-        let waited = seconds(self.waited.as_secs_f64());
-        line(
-            &mut text,
-            &if self.is_equal() {
-                format!("Both databases agree, {waited} after the last change (views wait for their interval).")
-            } else {
-                format!("The databases DIFFER, {waited} after the last change.")
-            },
-        );
-        text
+        let (written, applied) = (count(written.count), count(applied));
+        lines.push(format!("changes     {written} by the writer, {applied} transactions applied by the daemon"));
+        lines.extend(delay_lines(delays));
+        lines.push(String::new());
+        let after = |duration: Duration| seconds(duration.as_secs_f64());
+        let waited = after(self.waited);
+        lines.push(match (self.is_equal(), self.arrived) {
+            (true, Some(arrived)) => {
+                format!("Both databases agree: the tables after {}, the views after {waited}.", after(arrived))
+            }
+            (true, None) => format!("Both databases agree after {waited}."),
+            (false, _) => format!("The databases DIFFER, {waited} after the last change."),
+        });
+        lines.join("\n")
     }
 }
 
-fn line(text: &mut String, content: &str) {
-    let _ = writeln!(text, "{content}");
+/// How soon changes were seen in the warehouse.
+fn delay_lines(delays: &Delays) -> Vec<String> {
+    let (Some(half), Some(all)) = (delays.quantile(0.5), delays.quantile(1.0)) else { return Vec::new() };
+    // Of fewer, the last hundredth is only the slowest one.
+    let most = delays.quantile(0.99).filter(|_| delays.count() >= 100);
+    let shares = [("half", Some(half)), ("99 %", most), ("all", Some(all))];
+    let shares = shares.into_iter().filter_map(|(share, delay)| Some((share, delay?.as_secs_f64())));
+    let shares: Vec<String> = shares.map(|(share, delay)| format!("{share} within {}", seconds(delay))).collect();
+    vec![
+        format!(
+            "delay       {} changes were looked for in the warehouse once committed:",
+            count(delays.count() as u64)
+        ),
+        format!("            visible {}", shares.join(", ")),
+    ]
 }
 
 fn rows(number: i64) -> String {
@@ -204,6 +199,7 @@ mod tests {
             checkpoint: Lsn(10),
             confirmed: Lsn(confirmed),
             lag_bytes: 0,
+            arrived: None,
             waited: Duration::from_secs(1),
         }
     }
