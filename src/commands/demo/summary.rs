@@ -33,9 +33,9 @@ pub struct Summary {
     checkpoint: Lsn,
     confirmed: Lsn,
     lag_bytes: u64,
-    /// From the writer's end until the checkpoint was past the last change.
+    /// From the last change's commit until the checkpoint was seen past it.
     arrived: Option<Duration>,
-    /// From the writer's end until everything was equal, or until patience ended.
+    /// From the last change's commit until everything was equal, or until patience ended.
     waited: Duration,
 }
 
@@ -66,7 +66,7 @@ impl Summary {
         let mut arrived = None;
         loop {
             if arrived.is_none() && checkpoint(ends.warehouse).await? > last.lsn {
-                arrived = Some(began.elapsed());
+                arrived = Some(last.committed_at.elapsed());
             }
             let in_time = began.elapsed() < CATCH_UP_WITHIN;
             let status = daemon.status().await?;
@@ -75,7 +75,7 @@ impl Summary {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
-            let summary = Summary { arrived, ..Summary::ask(ends, began).await? };
+            let summary = Summary { arrived, waited: last.committed_at.elapsed(), ..Summary::ask(ends).await? };
             if summary.is_equal() || !in_time {
                 return Ok(summary);
             }
@@ -83,7 +83,7 @@ impl Summary {
         }
     }
 
-    async fn ask(ends: &Ends<'_>, began: Instant) -> Result<Summary> {
+    async fn ask(ends: &Ends<'_>) -> Result<Summary> {
         let (sources, held) = (ask(ends.source, SOURCE_DIGEST).await?, ask(ends.warehouse, WAREHOUSE_DIGEST).await?);
         let mut relations = Vec::new();
         for row in &sources {
@@ -105,7 +105,7 @@ impl Summary {
             confirmed: Lsn(confirmed.into()),
             lag_bytes: Lsn(slot.get::<_, PgLsn>(1).into()).bytes_since(checkpoint),
             arrived: None,
-            waited: began.elapsed(),
+            waited: Duration::ZERO,
         })
     }
 
@@ -140,9 +140,9 @@ impl Summary {
         let waited = after(self.waited);
         lines.push(match (self.is_equal(), self.arrived) {
             (true, Some(arrived)) => {
-                format!("Both databases agree: the tables after {}, the views after {waited}.", after(arrived))
+                format!("Both databases agree: the tables within {}, the views within {waited}.", after(arrived))
             }
-            (true, None) => format!("Both databases agree after {waited}."),
+            (true, None) => format!("Both databases agree within {waited}."),
             (false, _) => format!("The databases DIFFER, {waited} after the last change."),
         });
         lines.join("\n")
