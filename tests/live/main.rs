@@ -14,3 +14,4 @@ mod sink_postgres;
 mod snapshot;
 mod spine;
 mod startup;
+mod view_catalog;
