@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -17,6 +17,9 @@ use crate::telemetry::status::Status;
 const MAPPING: &str = include_str!("../../../mappings/lessons.toml");
 
 const SETUP_WITHIN: Duration = Duration::from_secs(120);
+
+/// Until it answers over HTTP.
+const START_WITHIN: Duration = Duration::from_secs(60);
 
 /// From SIGTERM: what is in flight is drained first.
 const DRAIN_WITHIN: Duration = Duration::from_secs(15);
@@ -98,7 +101,11 @@ impl Daemon {
     pub async fn start(&mut self) -> Result<()> {
         let child = self.tailwater(&self.log())?.args(["run", "--log-format", "human"]).spawn();
         self.child = Some(child.context("start tailwater run")?);
+        let deadline = Instant::now() + START_WITHIN;
         while self.status().await?.is_none() {
+            if Instant::now() > deadline {
+                bail!("the daemon does not answer at {} after {} s", self.url(), START_WITHIN.as_secs());
+            }
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
