@@ -82,8 +82,11 @@ async fn resolve_ends(cli: &Cli, config: &Config) -> Result<Resolved, Exit> {
     ends.findings.0.extend(found.0);
     for (name, client) in &ends.sources {
         let source = &config.sources[name];
-        // A source that went away meanwhile is waited for by the pipeline.
-        if let Ok(found) = probe(client, &source.slot, &source.publication).await {
+        // A source that went away meanwhile is waited for by the pipeline, and one that has a slot is for the start-up
+        // decision to judge.
+        if let Ok(found) = probe(client, &source.slot, &source.publication).await
+            && found.slot.is_none()
+        {
             let published = resolved.published.get(name).cloned().unwrap_or_default();
             super::check::add_setup(&mut ends.findings, &SetupPlan::make(&published, &found));
         }
