@@ -3,6 +3,9 @@
 //! While the sink applies one batch the next is built from whatever has arrived; when the sink is free, what there is
 //! becomes the next batch. So an idle system has small batches and little delay, and a backlog gets large ones.
 
+mod care;
+mod catchup;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,18 +13,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::{error, info, warn};
+use tracing::warn;
 
 use super::link::{SinkLink, SinkTables};
 use super::{End, Observed};
-use crate::batch::{Batch, BatchLimits, BuildError, Builder, Taken, Taking};
+use care::Care;
+
+use crate::batch::{Batch, Builder, Taken};
 use crate::checkpoint::Checkpoint;
 use crate::journal::{Hold, Item, Journal, JournalError, Reader};
 use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::refresh::Touch;
 use crate::retry::Backoff;
-use crate::sink::postgres::state::{self, TableState};
+use crate::sink::postgres::state::{self};
 use crate::sink::postgres::{ApplyError, PostgresSink, SinkSetup};
 use crate::source::stream::StreamShared;
 use crate::telemetry::handles::Stage;
@@ -43,17 +48,6 @@ pub struct SourceShared {
     pub ledger: Mutex<Ledger>,
     /// The ledger does not decide with `ack = "journal"`.
     pub confirms: bool,
-}
-
-/// How often a failing batch was cut down.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Care {
-    /// Batches as large as they get.
-    Fast,
-    /// One source transaction a batch, until past this position.
-    OneTransaction(Lsn),
-    /// One change a part, in the source's order, until past this position.
-    OneChange(Lsn),
 }
 
 pub struct Applier {
@@ -207,39 +201,6 @@ impl Applier {
         };
         self.resume_tables(&mut session, &SinkTables::new(&self.link, tables)).await?;
         Ok(session)
-    }
-
-    /// Tables join the stream where they left it.
-    async fn resume_tables(&mut self, session: &mut Session, tables: &SinkTables) -> Result<(), Over> {
-        let mut waiting = Vec::new();
-        for (plan_index, stored) in tables.by_plan.iter().enumerate() {
-            let Some(stored) = stored else { continue };
-            match stored.state {
-                TableState::Streaming => session.builder.set_taking(plan_index, Taking::From(stored.lsn)),
-                TableState::Catchup => waiting.push((plan_index, stored.lsn)),
-                TableState::Pending | TableState::Copying | TableState::Paused | TableState::Quarantined => {}
-            }
-            self.observed.table_state(plan_index, stored.state);
-        }
-        for &plan_index in &self.merging {
-            if let Some(sink) = &mut session.sink {
-                sink.merge_inserts(plan_index);
-            }
-        }
-        for (plan_index, lsn) in waiting {
-            session.queue.push_back(Tables::Copied { plans: vec![plan_index], lsn });
-        }
-        Ok(())
-    }
-
-    fn limits(&self) -> BatchLimits {
-        let config = &self.link.config;
-        let fast = BatchLimits { rows: config.batch_rows_max, bytes: config.batch_bytes_max, commits: u64::MAX };
-        match self.care {
-            Care::Fast => fast,
-            Care::OneTransaction(_) => BatchLimits { commits: 1, ..fast },
-            Care::OneChange(_) => BatchLimits { commits: 1, rows: 1, ..fast },
-        }
     }
 
     async fn session(&mut self, mut session: Session) -> Over {
@@ -397,89 +358,6 @@ impl Applier {
         }
     }
 
-    /// A table did not take a row: look closer, and in the end leave the table out or stop.
-    async fn table_failed(
-        &mut self,
-        plan_index: usize,
-        sqlstate: Option<&str>,
-        message: &str,
-        reached: Lsn,
-    ) -> Result<(), Over> {
-        let target = self.link.plans[plan_index].target.to_string();
-        // A row that exists already: another writer, or a table that was not empty. Its new rows are merged from now on.
-        if sqlstate == Some("23505") && !self.merging.contains(&plan_index) {
-            info!(sink = %self.link.name, table = %target, "new rows exist in the target already and are merged from now on");
-            self.merging.push(plan_index);
-            return Err(Over::Again { wait: false });
-        }
-        self.care = match self.care {
-            Care::Fast => Care::OneTransaction(reached),
-            Care::OneTransaction(until) => Care::OneChange(until.max(reached)),
-            Care::OneChange(_) => {
-                self.observed.error(Stage::Apply, "table", &target, message);
-                return Err(self.leave_out(plan_index, message).await);
-            }
-        };
-        warn!(sink = %self.link.name, table = %target, error = %message, "batch refused, trying smaller ones");
-        Err(Over::Again { wait: false })
-    }
-
-    /// The stream cannot be read for one table, or not at all.
-    fn build_failed(&mut self, build_error: BuildError) -> Over {
-        match &build_error {
-            BuildError::Table { plan_index, .. } => {
-                let (plan_index, message) = (*plan_index, build_error.to_string());
-                self.observed.error(Stage::Map, "table", &self.link.plans[plan_index].target.to_string(), &message);
-                // The state is written over a connection of its own, before the next session reads it.
-                let link = self.link.clone();
-                let reason = message.clone();
-                if link.config.on_error == crate::config::OnError::Stop {
-                    return Over::End(End::Failed(message));
-                }
-                error!(sink = %link.name, table = %link.plans[plan_index].target, reason = %reason, "table is quarantined");
-                tokio::spawn(async move { link.quarantine(plan_index, &reason).await });
-                Over::Again { wait: true }
-            }
-            BuildError::Frame(_) | BuildError::Assemble(_) => {
-                self.observed.error(Stage::Decode, "stream", &self.link.name, &build_error.to_string());
-                Over::End(End::Failed(build_error.to_string()))
-            }
-        }
-    }
-
-    async fn leave_out(&mut self, plan_index: usize, message: &str) -> Over {
-        let plan = self.link.plans[plan_index].clone();
-        if self.link.config.on_error == crate::config::OnError::Stop {
-            return Over::End(End::Failed(format!("table \"{}\": {message}", plan.target)));
-        }
-        error!(sink = %self.link.name, table = %plan.target, reason = %message, "table is quarantined");
-        match self.link.quarantine(plan_index, message).await {
-            Ok(()) => {
-                self.care = Care::Fast;
-                self.observed.table_state(plan_index, TableState::Quarantined);
-                Over::Again { wait: false }
-            }
-            Err(error) => {
-                warn!(sink = %self.link.name, %error, "quarantine not written, will be tried again");
-                Over::Again { wait: true }
-            }
-        }
-    }
-
-    /// Past the place where a batch failed, batches may grow again.
-    fn relax(&mut self, session: &mut Session, reached: Lsn) {
-        let until = match self.care {
-            Care::Fast => return,
-            Care::OneTransaction(until) | Care::OneChange(until) => until,
-        };
-        if reached >= until {
-            self.care = Care::Fast;
-        } else if let Care::OneChange(until) = self.care {
-            self.care = Care::OneTransaction(until);
-        }
-        session.builder.set_limits(self.limits());
-    }
-
     fn prove(&mut self, durable: &crate::sink::Durable) {
         let end_lsn = durable.checkpoint().end_lsn;
         self.hold.set(end_lsn);
@@ -494,90 +372,5 @@ impl Applier {
         if self.shared.confirms {
             self.shared.stream.confirm(confirm);
         }
-    }
-
-    /// Copied tables catch up from the snapshot's point to the sink's checkpoint and join the stream there.
-    async fn join_tables(&mut self, session: &mut Session, tables: Tables) -> Result<(), Over> {
-        let Tables::Copied { plans, lsn } = tables;
-        if session.sent.end_lsn > lsn {
-            self.catch_up(session, &plans, lsn).await?;
-        }
-        for &plan_index in &plans {
-            session.builder.set_taking(plan_index, Taking::From(lsn));
-        }
-        let Some(sink) = &mut session.sink else { return Ok(()) };
-        for &plan_index in &plans {
-            sink.set_tolerant(plan_index, false);
-            let plan = self.link.plans[plan_index].clone();
-            let written = state::write_table(
-                sink.client(),
-                &plan.source,
-                &plan.from,
-                &plan.target,
-                TableState::Streaming,
-                lsn,
-                None,
-            );
-            if let Err(error) = written.await {
-                warn!(sink = %self.link.name, error = %crate::postgres::error::describe(&error), "table state not written");
-                return Err(Over::Again { wait: true });
-            }
-            self.observed.table_state(plan_index, TableState::Streaming);
-            info!(sink = %self.link.name, table = %plan.target, %lsn, "table streams");
-        }
-        self.link.mark(&plans);
-        Ok(())
-    }
-
-    /// Applies what the journal holds for these tables between their snapshot and the sink's checkpoint. May run again
-    /// from the start after a crash: the changes are idempotent, and the checkpoint does not move.
-    async fn catch_up(&mut self, session: &mut Session, plans: &[usize], from: Lsn) -> Result<(), Over> {
-        let at = session.sent;
-        let mut reader = self.shared.journal.reader(from).map_err(|gap| Over::End(End::gap(&self.link.name, &gap)))?;
-        let start = Checkpoint { commit_lsn: from, end_lsn: from, ordinal: 0, commit_ts: None };
-        let mut builder = Builder::new(&self.link.plans, start, self.limits());
-        builder.stop_at(at.end_lsn);
-        for &plan_index in plans {
-            builder.set_taking(plan_index, Taking::From(from));
-            builder.distrust_inserts(plan_index);
-            self.observed.table_state(plan_index, TableState::Catchup);
-            if let Some(sink) = &mut session.sink {
-                sink.set_tolerant(plan_index, true);
-            }
-        }
-        let mut ended = false;
-        let mut rest: Option<(Bytes, usize)> = None;
-        while !ended || rest.is_some() || !builder.is_empty() {
-            if rest.is_none() && !ended && !builder.is_full() {
-                match reader.next().await? {
-                    Item::Restarted if builder.at_boundary() => {}
-                    Item::Restarted => return Err(Over::Again { wait: false }),
-                    Item::Block(block) => {
-                        ended = block.end.end_lsn >= at.end_lsn;
-                        rest = Some((block.bytes, 0));
-                    }
-                }
-            }
-            if let Some((bytes, place)) = rest.take() {
-                match builder.push(&bytes, place) {
-                    Ok(Taken::Whole) => {}
-                    Ok(Taken::Until(next)) => rest = Some((bytes, next)),
-                    Err(error) => return Err(self.build_failed(error)),
-                }
-            }
-            if builder.is_full() || (ended && rest.is_none()) {
-                let mut batch = builder.take();
-                if let crate::batch::BatchEnd::Commit(_) = batch.end {
-                    batch.end = crate::batch::BatchEnd::Commit(at);
-                }
-                let Some(sink) = &mut session.sink else { return Ok(()) };
-                let result = sink.apply(&batch).await;
-                self.observed.count(&batch);
-                if let Err(error) = result {
-                    return self.applied(session, &batch, Err(error)).await;
-                }
-            }
-        }
-        Ok(())
     }
 }

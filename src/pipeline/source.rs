@@ -1,34 +1,34 @@
 //! One source: takes it over, streams it into its journal, and keeps its appliers, copies and heartbeat going.
 
+mod lookout;
+mod takeover;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use super::applier::{Applier, SourceShared, Tables};
 use super::copy::{self, CopyJob};
 use super::link::{SinkLink, SinkTables, chain};
 use super::{Context, End, Observed};
-use crate::checkpoint::{SourceIdentity, UnixMicros};
+use lookout::Received;
+use takeover::{Stuck, Taken};
+
+use crate::checkpoint::SourceIdentity;
 use crate::config::{Ack, SourceConfig};
 use crate::journal::{Hold, Journal, JournalError, Options};
 use crate::ledger::Ledger;
 use crate::lsn::Lsn;
-use crate::postgres::connect::connect;
-use crate::postgres::error::describe;
 use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;
-use crate::sink::Durable;
-use crate::sink::postgres::state::{self, StoredCheckpoint, TableState};
-use crate::source::history::read_history;
-use crate::source::probe::{SourceProbe, probe};
-use crate::source::stream::{ConfirmBy, Stream, StreamError, StreamObserver, StreamShared};
-use crate::telemetry::handles::{PairMetrics, SourceMetrics, Stage};
+use crate::sink::postgres::state::{self, TableState};
+use crate::source::stream::{ConfirmBy, Stream, StreamError, StreamShared};
+use crate::telemetry::handles::{SourceMetrics, Stage};
 use crate::telemetry::status::SourceState;
-use crate::verdict::{self, Halt, JournalRange, SinkState, Verdict};
+use crate::verdict::{Halt, SinkState};
 use crate::wire::{ReplicationConnection, WireError};
 
 /// Wait of a standby before it looks again.
@@ -46,43 +46,6 @@ pub struct Source {
     pub links: Vec<Arc<SinkLink>>,
     pub observed: Vec<Arc<Observed>>,
     pub context: Arc<Context>,
-}
-
-/// A sink as it was read at the start.
-struct SinkView {
-    client: Client,
-    stored: Option<StoredCheckpoint>,
-    tables: SinkTables,
-}
-
-/// What taking over came to.
-struct Taken {
-    connection: ReplicationConnection,
-    at: Lsn,
-    epochs: Vec<i64>,
-    durable: Vec<Durable>,
-    identity: SourceIdentity,
-    tables: Vec<SinkTables>,
-}
-
-/// A step of the start that did not lead on.
-enum Stuck {
-    /// For the moment: say so, wait, look again.
-    Wait(Stage, String),
-    StandBy,
-    End(End),
-}
-
-impl From<Halt> for Stuck {
-    fn from(halt: Halt) -> Self {
-        Stuck::End(End::Halt(halt))
-    }
-}
-
-impl From<JournalError> for Stuck {
-    fn from(error: JournalError) -> Self {
-        Stuck::End(End::Failed(chain(&error)))
-    }
 }
 
 impl Source {
@@ -126,157 +89,6 @@ impl Source {
                 Err(error) => return Err(End::Failed(chain(&error))),
             }
         }
-    }
-
-    /// Becomes the one daemon of this source: waits as standby, decides, starts the stream, bumps the epochs.
-    async fn take_over(&self, journal: &Journal, stop: &mut watch::Receiver<bool>) -> Result<Taken, End> {
-        let mut backoff = Backoff::new(u64::from(std::process::id()));
-        let mut standing_by = false;
-        loop {
-            if *stop.borrow() {
-                return Err(End::Stopped);
-            }
-            let wait = match self.try_take_over(journal).await {
-                Ok(taken) => return Ok(taken),
-                Err(Stuck::End(end)) => return Err(end),
-                Err(Stuck::StandBy) => {
-                    if !std::mem::replace(&mut standing_by, true) {
-                        info!(source = %self.name, "another session streams from the slot, standing by");
-                    }
-                    self.context.board.source_state(&self.name, SourceState::Standby);
-                    STANDBY_PAUSE
-                }
-                Err(Stuck::Wait(stage, message)) => {
-                    self.context.board.error(stage, "start", &self.name, &message);
-                    self.context.board.source_state(&self.name, SourceState::Connecting);
-                    warn!(source = %self.name, error = %message, "not started yet");
-                    backoff.next().unwrap_or_default()
-                }
-            };
-            if pause(wait, stop).await {
-                return Err(End::Stopped);
-            }
-        }
-    }
-
-    async fn try_take_over(&self, journal: &Journal) -> Result<Taken, Stuck> {
-        // The sinks first: what they hold, the source's WAL then has.
-        let mut views = Vec::new();
-        for link in &self.links {
-            views.push(self.read_sink(link).await?);
-        }
-        let states: Vec<_> = self.links.iter().zip(&views).map(|(link, view)| sink_state(link, view)).collect();
-        let (connection, found, at) = self.start_stream(journal, &states).await?;
-        let identity = found.identity();
-        let mut epochs = Vec::new();
-        let mut durable = Vec::new();
-        for (link, view) in self.links.iter().zip(&views) {
-            let stored = self.first_checkpoint(link, view, at, &identity).await?;
-            let epoch = state::take_over(&view.client, &self.name, &stored, identity.timeline).await;
-            match epoch.map_err(|error| Stuck::Wait(Stage::Connect, describe(&error)))? {
-                Some(epoch) => epochs.push(epoch),
-                // Somebody wrote after we read: decide again with what is there now.
-                None => return Err(Stuck::StandBy),
-            }
-            durable.push(Durable::read_back(&link.name, stored.checkpoint));
-        }
-        let tables = views.into_iter().map(|view| view.tables).collect();
-        Ok(Taken { connection, at, epochs, durable, identity, tables })
-    }
-
-    async fn read_sink(&self, link: &SinkLink) -> Result<SinkView, Stuck> {
-        let failed = |message: String| Stuck::Wait(Stage::Connect, format!("sink \"{}\": {message}", link.name));
-        let client = link.connect("tailwater start").await.map_err(failed)?;
-        let read = async {
-            if !state::has_schema(&client).await? {
-                client.batch_execute(state::STATE_SCHEMA).await?;
-            }
-            let stored = state::read_checkpoint(&client, &self.name).await?;
-            let tables = state::read_tables(&client, &self.name).await?;
-            Ok::<_, tokio_postgres::Error>((stored, tables))
-        };
-        let (stored, tables) = read.await.map_err(|error| failed(describe(&error)))?;
-        Ok(SinkView { client, stored, tables: SinkTables::new(link, tables) })
-    }
-
-    /// A sink that holds nothing yet begins where the stream begins; its tables are copied later than that.
-    async fn first_checkpoint(
-        &self,
-        link: &SinkLink,
-        view: &SinkView,
-        at: Lsn,
-        identity: &SourceIdentity,
-    ) -> Result<StoredCheckpoint, Stuck> {
-        if let Some(stored) = &view.stored {
-            return Ok(stored.clone());
-        }
-        let failed = |error: tokio_postgres::Error| {
-            Stuck::Wait(Stage::Connect, format!("sink \"{}\": {}", link.name, describe(&error)))
-        };
-        state::create_checkpoint(&view.client, &self.name, at, identity).await.map_err(failed)?;
-        let stored = state::read_checkpoint(&view.client, &self.name).await.map_err(failed)?;
-        stored.ok_or_else(|| Stuck::Wait(Stage::Connect, "the checkpoint was not kept".to_owned()))
-    }
-
-    /// Decides whether and where to go on, and starts the stream there.
-    async fn start_stream(
-        &self,
-        journal: &Journal,
-        states: &[SinkState],
-    ) -> Result<(ReplicationConnection, SourceProbe, Lsn), Stuck> {
-        let connection = connect(&self.url, "tailwater start").await;
-        let client =
-            connection.map_err(|error| Stuck::Wait(Stage::Connect, format!("source: {}", chain(&error))))?.client;
-        let mut wire = self.replication_connection().await?;
-        let found = self.probe(&client).await?;
-        let held = journal.held();
-        let range = held.map(|held| JournalRange { first: held.first, end: held.end.end_lsn, timeline: None });
-        let known = states.iter().filter_map(|state| state.identity.as_ref()).map(|identity| identity.timeline);
-        let timeline = found.server.timeline;
-        let mut history = None;
-        if known.into_iter().any(|known| known != timeline) {
-            (wire, history) =
-                blocking(move || read_history(&mut wire, timeline).map(|history| (wire, history))).await?;
-        }
-        let ack = match self.config.ack {
-            Ack::Sink => verdict::Ack::Sink,
-            Ack::Journal => verdict::Ack::Journal,
-        };
-        let at = match verdict::decide(states, range, ack, &found.facts(history)) {
-            Verdict::Resume { at } | Verdict::Bootstrap { at: Some(at) } => at,
-            Verdict::Bootstrap { at: None } => {
-                let slot = &self.config.slot;
-                return Err(Stuck::End(End::NotSetUp(format!("replication slot \"{slot}\" does not exist"))));
-            }
-            Verdict::StandBy => return Err(Stuck::StandBy),
-            Verdict::Halt(halt) => return Err(halt.into()),
-        };
-        if held.is_some_and(|held| held.end.end_lsn > at) {
-            return Err(Stuck::End(End::Failed(format!(
-                "the journal in \"{}\" ends after {at}, where the sinks stand, but does not reach back to it; move it away",
-                self.context.config.data_dir.join(&self.name).display()
-            ))));
-        }
-        let (slot, publication) = (self.config.slot.clone(), self.config.publication.clone());
-        let wire = blocking(move || wire.start_replication(&slot, &publication, at).map(|()| wire)).await?;
-        // The server silently skips what was confirmed, so look again now that nobody else can move the slot.
-        let again = self.probe(&client).await?;
-        let confirmed = again.slot.and_then(|slot| slot.confirmed_flush).unwrap_or_default();
-        if confirmed > at {
-            let sink = states.first().map(|state| state.name.clone()).unwrap_or_default();
-            return Err(Halt::Gap { sink, from: at, to: confirmed, ack }.into());
-        }
-        Ok((wire, found, at))
-    }
-
-    async fn probe(&self, client: &Client) -> Result<SourceProbe, Stuck> {
-        let found = probe(client, &self.config.slot, &self.config.publication).await;
-        found.map_err(|error| Stuck::Wait(Stage::Connect, format!("source: {error}")))
-    }
-
-    async fn replication_connection(&self) -> Result<ReplicationConnection, Stuck> {
-        let url = self.url.clone();
-        blocking(move || ReplicationConnection::connect(&url, "tailwater stream")).await
     }
 
     /// The main part of a run: everything is taken over and the stream is live.
@@ -485,94 +297,6 @@ impl Source {
             stop: stop.clone(),
         };
         parts.spawn(copy::run(job, hold, sender));
-    }
-
-    /// Looks at slot and journal now and then, and lets an idle database's slot advance.
-    fn watch_source(
-        &self,
-        shared: Arc<SourceShared>,
-        metrics: SourceMetrics,
-        mut stop: watch::Receiver<bool>,
-    ) -> impl Future<Output = ()> + use<> {
-        let (name, url, config, context) =
-            (self.name.clone(), self.url.clone(), self.config.clone(), self.context.clone());
-        async move {
-            let mut client: Option<Client> = None;
-            let mut beat = std::time::Instant::now();
-            let mut wal_at_beat = Lsn::ZERO;
-            loop {
-                if pause(WATCH_INTERVAL, &mut stop).await {
-                    return;
-                }
-                metrics.journal_bytes.set(shared.journal.bytes());
-                metrics.confirmed_flush_lsn.set(shared.stream.confirmed());
-                if let Some(held) = shared.journal.held() {
-                    context.board.journal_range(&name, held.first, held.end.end_lsn);
-                }
-                if client.as_ref().is_none_or(Client::is_closed) {
-                    client = connect(&url, "tailwater watch").await.ok().map(|connection| connection.client);
-                }
-                let Some(session) = &client else { continue };
-                let Ok(found) = probe(session, &config.slot, &config.publication).await else { continue };
-                context.board.source_wal(&name, found.server.current_flush_lsn);
-                if let Some(slot) = &found.slot {
-                    metrics.slot_retained_wal_bytes.set(slot.retained_bytes);
-                    metrics.set_slot_safe_wal(slot.safe_wal_size);
-                    metrics.set_slot_active(slot.active);
-                }
-                // A heartbeat only where WAL moved and the stream has not heard of it: other databases' work.
-                let unheard = found.server.current_flush_lsn > shared.stream.received();
-                let moved = found.server.current_flush_lsn > wal_at_beat;
-                if !config.heartbeat.is_zero() && beat.elapsed() >= config.heartbeat && unheard && moved {
-                    beat = std::time::Instant::now();
-                    if let Err(error) =
-                        session.query("SELECT pg_logical_emit_message(true, 'tailwater.heartbeat', '')", &[]).await
-                    {
-                        warn!(source = %name, error = %describe(&error), "heartbeat failed");
-                    }
-                    wal_at_beat = found.server.current_flush_lsn;
-                }
-            }
-        }
-    }
-}
-
-/// Feeds the metrics from the stream's thread.
-struct Received {
-    metrics: SourceMetrics,
-    pairs: Vec<PairMetrics>,
-}
-
-impl StreamObserver for Received {
-    fn received(&mut self, bytes: usize, end_lsn: Lsn, commit_ts: Option<UnixMicros>) {
-        self.metrics.received_bytes.inc_by(bytes as u64);
-        self.metrics.received_lsn.set(end_lsn);
-        for pair in &self.pairs {
-            match commit_ts {
-                Some(commit_ts) => pair.progress.committed(end_lsn, commit_ts),
-                None => pair.progress.wal_reached(end_lsn),
-            }
-        }
-    }
-}
-
-fn sink_state(link: &SinkLink, view: &SinkView) -> SinkState {
-    SinkState {
-        name: link.name.clone(),
-        checkpoint: view.stored.as_ref().map(|stored| stored.checkpoint),
-        identity: view.stored.as_ref().map(|stored| stored.identity.clone()),
-        tables_known: view.tables.by_plan.iter().any(Option::is_some),
-    }
-}
-
-/// Runs a blocking call of the replication connection.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, WireError> + Send + 'static) -> Result<T, Stuck> {
-    match tokio::task::spawn_blocking(call).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) if error.sqlstate() == Some("55006") => Err(Stuck::StandBy),
-        Ok(Err(error)) if error.passes() => Err(Stuck::Wait(Stage::Connect, format!("source: {}", chain(&error)))),
-        Ok(Err(error)) => Err(Stuck::End(End::Failed(format!("source: {}", chain(&error))))),
-        Err(error) => Err(Stuck::End(End::Failed(error.to_string()))),
     }
 }
 

@@ -76,7 +76,9 @@ impl PostgresSink {
         }
         if let Some(checkpoint) = commit {
             flights.push(Box::pin(self.write_checkpoint(checkpoint)));
-            flights.push(Box::pin(async { self.client.batch_execute("COMMIT").await.map_err(ApplyError::control) }));
+            flights.push(Box::pin(async {
+                self.client.batch_execute("COMMIT").await.map_err(|error| self.at_commit(error))
+            }));
         }
         // The first failure is the cause; what follows it in an aborted transaction only echoes it.
         join_all(flights).await.into_iter().collect()

@@ -140,6 +140,21 @@ impl PostgresSink {
         }
     }
 
+    /// A COMMIT's error: deferred constraints name their table there.
+    fn at_commit(&self, error: tokio_postgres::Error) -> ApplyError {
+        let of_error = |plan: &Arc<Plan>| {
+            error.as_db_error().is_some_and(|database| {
+                database.code().code().starts_with("23")
+                    && database.schema() == Some(&plan.target.schema)
+                    && database.table() == Some(&plan.target.name)
+            })
+        };
+        match self.plans.iter().position(of_error) {
+            Some(plan_index) => ApplyError::at_table(plan_index, &error),
+            None => ApplyError::control(error),
+        }
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -1,0 +1,118 @@
+//! What an applier does about a table that does not take a row: look closer, batch by batch, and in the end leave the
+//! table out or stop.
+
+use tracing::{error, info, warn};
+
+use super::{Applier, Over, Session};
+use crate::batch::{BatchLimits, BuildError};
+use crate::config::OnError;
+use crate::lsn::Lsn;
+use crate::pipeline::End;
+use crate::sink::postgres::state::TableState;
+use crate::telemetry::handles::Stage;
+
+/// How often a failing batch was cut down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Care {
+    /// Batches as large as they get.
+    Fast,
+    /// One source transaction a batch, until past this position.
+    OneTransaction(Lsn),
+    /// One change a part, in the source's order, until past this position.
+    OneChange(Lsn),
+}
+
+impl Applier {
+    pub(super) fn limits(&self) -> BatchLimits {
+        let config = &self.link.config;
+        let fast = BatchLimits { rows: config.batch_rows_max, bytes: config.batch_bytes_max, commits: u64::MAX };
+        match self.care {
+            Care::Fast => fast,
+            Care::OneTransaction(_) => BatchLimits { commits: 1, ..fast },
+            Care::OneChange(_) => BatchLimits { commits: 1, rows: 1, ..fast },
+        }
+    }
+
+    /// A table did not take a row: look closer, and in the end leave the table out or stop.
+    pub(super) async fn table_failed(
+        &mut self,
+        plan_index: usize,
+        sqlstate: Option<&str>,
+        message: &str,
+        reached: Lsn,
+    ) -> Result<(), Over> {
+        let target = self.link.plans[plan_index].target.to_string();
+        // A row that exists already: another writer, or a table that was not empty. Its new rows are merged from now on.
+        if sqlstate == Some("23505") && !self.merging.contains(&plan_index) {
+            info!(sink = %self.link.name, table = %target, "new rows exist in the target already and are merged from now on");
+            self.merging.push(plan_index);
+            return Err(Over::Again { wait: false });
+        }
+        self.care = match self.care {
+            Care::Fast => Care::OneTransaction(reached),
+            Care::OneTransaction(until) => Care::OneChange(until.max(reached)),
+            Care::OneChange(_) => {
+                self.observed.error(Stage::Apply, "table", &target, message);
+                return Err(self.leave_out(plan_index, message).await);
+            }
+        };
+        warn!(sink = %self.link.name, table = %target, error = %message, "batch refused, trying smaller ones");
+        Err(Over::Again { wait: false })
+    }
+
+    /// The stream cannot be read for one table, or not at all.
+    pub(super) fn build_failed(&mut self, build_error: BuildError) -> Over {
+        match &build_error {
+            BuildError::Table { plan_index, .. } => {
+                let (plan_index, message) = (*plan_index, build_error.to_string());
+                self.observed.error(Stage::Map, "table", &self.link.plans[plan_index].target.to_string(), &message);
+                // The state is written over a connection of its own, before the next session reads it.
+                let link = self.link.clone();
+                let reason = message.clone();
+                if link.config.on_error == OnError::Stop {
+                    return Over::End(End::Failed(message));
+                }
+                error!(sink = %link.name, table = %link.plans[plan_index].target, reason = %reason, "table is quarantined");
+                tokio::spawn(async move { link.quarantine(plan_index, &reason).await });
+                Over::Again { wait: true }
+            }
+            BuildError::Frame(_) | BuildError::Assemble(_) => {
+                self.observed.error(Stage::Decode, "stream", &self.link.name, &build_error.to_string());
+                Over::End(End::Failed(build_error.to_string()))
+            }
+        }
+    }
+
+    pub(super) async fn leave_out(&mut self, plan_index: usize, message: &str) -> Over {
+        let plan = self.link.plans[plan_index].clone();
+        if self.link.config.on_error == OnError::Stop {
+            return Over::End(End::Failed(format!("table \"{}\": {message}", plan.target)));
+        }
+        error!(sink = %self.link.name, table = %plan.target, reason = %message, "table is quarantined");
+        match self.link.quarantine(plan_index, message).await {
+            Ok(()) => {
+                self.care = Care::Fast;
+                self.observed.table_state(plan_index, TableState::Quarantined);
+                Over::Again { wait: false }
+            }
+            Err(error) => {
+                warn!(sink = %self.link.name, %error, "quarantine not written, will be tried again");
+                Over::Again { wait: true }
+            }
+        }
+    }
+
+    /// Past the place where a batch failed, batches may grow again.
+    pub(super) fn relax(&mut self, session: &mut Session, reached: Lsn) {
+        let until = match self.care {
+            Care::Fast => return,
+            Care::OneTransaction(until) | Care::OneChange(until) => until,
+        };
+        if reached >= until {
+            self.care = Care::Fast;
+        } else if let Care::OneChange(until) = self.care {
+            self.care = Care::OneTransaction(until);
+        }
+        session.builder.set_limits(self.limits());
+    }
+}
