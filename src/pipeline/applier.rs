@@ -35,10 +35,13 @@ use crate::telemetry::handles::Stage;
 const IDLE_BYTES: u64 = 16 << 20;
 
 /// What the snapshot tells the applier.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Tables {
-    /// These plans' tables were copied as of this LSN and wait to join the stream, all at once.
-    Copied { plans: Vec<usize>, lsn: Lsn },
+pub struct Tables {
+    /// These plans' tables were copied and wait to join the stream, all at once.
+    pub plans: Vec<usize>,
+    /// The copy's point.
+    pub lsn: Lsn,
+    /// Keeps in the journal what they still need; dropped when they have joined.
+    pub hold: Hold,
 }
 
 /// What all parts of one source share.

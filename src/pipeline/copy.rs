@@ -77,15 +77,9 @@ pub async fn run(mut job: CopyJob, hold: Hold, joined: mpsc::Sender<Tables>) -> 
         };
         match attempt {
             Ok(lsn) => {
-                let tables = Tables::Copied { plans: std::mem::take(&mut job.plans), lsn };
-                if joined.send(tables).await.is_err() {
-                    return End::Stopped;
-                }
-                // The hold stays until the applier has caught up with what the tables need.
-                let mut received = job.stop.clone();
-                joined.closed().await;
-                drop(hold);
-                let _ = received.changed().await;
+                let tables = Tables { plans: std::mem::take(&mut job.plans), lsn, hold };
+                // Nobody receives only when the daemon is on its way out.
+                let _ = joined.send(tables).await;
                 return End::Stopped;
             }
             Err(Broken::Fenced) => return End::fenced(&job.link.name),

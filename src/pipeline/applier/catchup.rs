@@ -31,14 +31,16 @@ impl Applier {
             }
         }
         for (plan_index, lsn) in waiting {
-            session.queue.push_back(Tables::Copied { plans: vec![plan_index], lsn });
+            let hold = self.shared.journal.hold("catch up");
+            hold.set(lsn);
+            session.queue.push_back(Tables { plans: vec![plan_index], lsn, hold });
         }
         Ok(())
     }
 
     /// Copied tables catch up from the snapshot's point to the sink's checkpoint and join the stream there.
     pub(super) async fn join_tables(&mut self, session: &mut Session, tables: Tables) -> Result<(), Over> {
-        let Tables::Copied { plans, lsn } = tables;
+        let Tables { plans, lsn, hold } = tables;
         if session.sent.end_lsn > lsn {
             self.catch_up(session, &plans, lsn).await?;
         }
@@ -65,6 +67,7 @@ impl Applier {
             self.observed.table_state(plan_index, TableState::Streaming);
             info!(sink = %self.link.name, table = %plan.target, %lsn, "table streams");
         }
+        drop(hold);
         self.link.mark(&plans);
         Ok(())
     }
