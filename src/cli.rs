@@ -209,7 +209,7 @@ pub struct Schema {
 
 #[derive(Subcommand, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SchemaOf {
-    /// Target tables that the mappings need and the sink lacks, as SQL from the source's catalog
+    /// The target tables that the mappings ask for, as SQL; only the sources are asked
     #[command(after_help = "Example:\n  tailwater schema ddl | psql -h dwh.internal dwh")]
     Ddl,
     /// The JSON Schema of mapping files, for completion in an editor
@@ -226,7 +226,7 @@ pub struct Journal {
 
 #[derive(Subcommand, Debug)]
 pub enum JournalVerb {
-    /// List segments: positions, times, bytes, and who still needs them
+    /// List segments: positions, times and sizes; works beside a running daemon
     #[command(after_help = "Examples:\n  tailwater journal ls\n  tailwater journal ls --source lms --json")]
     Ls {
         /// Only this source's [default: all]

@@ -35,6 +35,13 @@ pub enum Patience {
 
 /// Connects to every configured end and reads its catalog.
 pub async fn connect_all(config: &Config, patience: Patience) -> Ends {
+    let mut ends = connect_sources(config, patience).await;
+    connect_sinks(config, patience, &mut ends).await;
+    ends
+}
+
+/// Connects to the sources only.
+pub async fn connect_sources(config: &Config, patience: Patience) -> Ends {
     let mut ends = Ends::default();
     for name in config.sources.keys() {
         let what = format!("source \"{name}\"");
@@ -47,6 +54,10 @@ pub async fn connect_all(config: &Config, patience: Patience) -> Ends {
             Err(message) => ends.findings.push(Finding::error("catalog", format!("{what} cannot be read: {message}"))),
         }
     }
+    ends
+}
+
+async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {
     for (name, sink) in &config.sinks {
         let SinkConfig::Postgres(_) = sink;
         let what = format!("sink \"{name}\"");
@@ -59,7 +70,6 @@ pub async fn connect_all(config: &Config, patience: Patience) -> Ends {
             Err(message) => ends.findings.push(Finding::error("catalog", format!("{what} cannot be read: {message}"))),
         }
     }
-    ends
 }
 
 async fn open(

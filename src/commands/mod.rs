@@ -1,9 +1,13 @@
 //! What the verbs do. Each file is one verb; errors become text and an exit code here.
 
 mod check;
+mod completions;
+mod journal;
 mod live;
 mod run;
+mod schema;
 mod setup;
+mod status;
 
 use std::io::{Write as _, stderr, stdout};
 use std::process::ExitCode;
@@ -18,13 +22,12 @@ pub fn dispatch(cli: &Cli) -> ExitCode {
         Verb::Check(args) => check::run(cli, args),
         Verb::Setup(args) => setup::run(cli, args),
         Verb::Run(args) => run::run(cli, args),
-        Verb::Status(_)
-        | Verb::Replay(_)
-        | Verb::Tail(_)
-        | Verb::Schema(_)
-        | Verb::Journal(_)
-        | Verb::Completions(_)
-        | Verb::Demo(_) => Exit::Usage,
+        Verb::Status(args) => status::run(cli, args),
+        Verb::Replay(_) | Verb::Tail(_) => Exit::Usage,
+        Verb::Schema(args) => schema::run(cli, args),
+        Verb::Journal(args) => journal::run(cli, args),
+        Verb::Completions(args) => completions::run(args),
+        Verb::Demo(_) => Exit::Usage,
     };
     exit.into()
 }
@@ -51,6 +54,12 @@ fn say(text: &str) {
     let _ = writeln!(stdout(), "{text}");
 }
 
+/// Prints to stdout as it is; false if the reader went away.
+fn say_raw(bytes: &[u8]) -> bool {
+    let mut out = stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).is_ok()
+}
+
 /// Prints to stderr.
 fn say_error(text: &str) {
     let _ = writeln!(stderr(), "{text}");
@@ -59,4 +68,35 @@ fn say_error(text: &str) {
 /// The runtime of a verb that talks to servers.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system gives threads and a poller")
+}
+
+/// The source that the user names, or the only one.
+fn pick_source<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a str, Exit> {
+    match name {
+        Some(name) => match config.sources.get_key_value(name) {
+            Some((name, _)) => Ok(name),
+            None => Err(unknown_source(config, name)),
+        },
+        None => {
+            let mut names = config.sources.keys();
+            match (names.next(), names.next()) {
+                (Some(only), None) => Ok(only),
+                _ => {
+                    say_error(&format!("error: which source?\nhint: Give --source: {}.", source_names(config)));
+                    Err(Exit::Usage)
+                }
+            }
+        }
+    }
+}
+
+/// Says that there is no such source.
+fn unknown_source(config: &Config, name: &str) -> Exit {
+    say_error(&format!("error: there is no source \"{name}\"\nhint: There is {}.", source_names(config)));
+    Exit::Usage
+}
+
+fn source_names(config: &Config) -> String {
+    let names: Vec<_> = config.sources.keys().map(|name| format!("\"{name}\"")).collect();
+    names.join(", ")
 }
