@@ -35,6 +35,7 @@
 
 mod compress;
 mod cursor;
+mod follow;
 mod format;
 mod listing;
 mod reader;
@@ -57,6 +58,7 @@ use crate::checkpoint::UnixMicros;
 use crate::frame::Boundary;
 use crate::lsn::Lsn;
 
+pub use follow::{Follower, Start, follow};
 pub use listing::{SegmentInfo, list};
 pub use reader::{Item, Reader};
 
@@ -230,7 +232,7 @@ impl Journal {
     /// The stream starts, or starts again, at `at`. At the journal's end the journal continues, and readers are told to
     /// forget a transaction left open there, since the server sends it again whole. After the end there is a gap, and
     /// what is held begins anew at `at`; older segments stay on disk but are never joined over the gap, and readers from
-    /// before it end with `NotHeld`.
+    /// before it end with `NotHeld`. Segments are deleted only after this was called: take every [`Hold`] first.
     ///
     /// # Errors
     /// `BeginsBefore` if `at` is held already: the caller's bug.

@@ -99,6 +99,7 @@ impl Writer {
                 self.start_segment(Boundary::new(at), Origin::Fresh)?;
             }
         }
+        self.shared.segments().let_delete();
         self.news.send_replace(());
         Ok(())
     }
