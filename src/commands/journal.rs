@@ -4,7 +4,7 @@ use std::io;
 
 use serde_json::json;
 
-use super::{load_config, say, say_error, say_raw};
+use super::{columns, load_config, say, say_error, say_raw};
 use crate::cli::{Cli, Exit, Journal, JournalVerb};
 use crate::config::Config;
 use crate::journal::{JournalError, SegmentInfo, list};
@@ -118,20 +118,6 @@ fn row(source: &str, segment: &SegmentInfo, place: usize) -> Vec<String> {
 
 fn to_the_second(at: crate::checkpoint::UnixMicros) -> String {
     format_utc(crate::checkpoint::UnixMicros(at.0 - at.0.rem_euclid(1_000_000)))
-}
-
-/// Rows as columns of text, two spaces between them.
-fn columns(rows: &[Vec<String>]) -> String {
-    let mut text = String::new();
-    let count = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..count).map(width).collect();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

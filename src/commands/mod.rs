@@ -1,13 +1,16 @@
 //! What the verbs do. Each file is one verb; errors become text and an exit code here.
 
+mod changes;
 mod check;
 mod completions;
 mod journal;
 mod live;
+mod replay;
 mod run;
 mod schema;
 mod setup;
 mod status;
+mod tail;
 
 use std::io::{Write as _, stderr, stdout};
 use std::process::ExitCode;
@@ -15,6 +18,8 @@ use std::process::ExitCode;
 use crate::cli::{Cli, Exit, Verb};
 use crate::config::Config;
 use crate::diagnostic::Findings;
+use crate::journal::{JournalError, NotHeld};
+use crate::pipeline::chain;
 
 /// Runs the command line's verb.
 pub fn dispatch(cli: &Cli) -> ExitCode {
@@ -23,7 +28,8 @@ pub fn dispatch(cli: &Cli) -> ExitCode {
         Verb::Setup(args) => setup::run(cli, args),
         Verb::Run(args) => run::run(cli, args),
         Verb::Status(args) => status::run(cli, args),
-        Verb::Replay(_) | Verb::Tail(_) => Exit::Usage,
+        Verb::Replay(args) => replay::run(cli, args),
+        Verb::Tail(args) => tail::run(cli, args),
         Verb::Schema(args) => schema::run(cli, args),
         Verb::Journal(args) => journal::run(cli, args),
         Verb::Completions(args) => completions::run(args),
@@ -99,4 +105,34 @@ fn unknown_source(config: &Config, name: &str) -> Exit {
 fn source_names(config: &Config) -> String {
     let names: Vec<_> = config.sources.keys().map(|name| format!("\"{name}\"")).collect();
     names.join(", ")
+}
+
+/// Rows as columns of text, two spaces between them.
+fn columns(rows: &[Vec<String>]) -> String {
+    let mut text = String::new();
+    let count = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Says why a journal cannot be read, and what it does hold.
+fn refuse_journal(source: &str, error: &JournalError) -> Exit {
+    let (exit, hint) = match error {
+        JournalError::NotHeld(NotHeld { held: None, .. }) => {
+            (Exit::OutsideJournal, "It is written by `tailwater run`.")
+        }
+        JournalError::NotHeld(_) => (Exit::OutsideJournal, "`tailwater journal ls` shows all that is there."),
+        JournalError::Locked { .. } => {
+            (Exit::Failed, "A daemon uses it: stop it first. --to stdout and --dry-run work beside it.")
+        }
+        _ => (Exit::Failed, "`tailwater journal ls` shows what can be read."),
+    };
+    say_error(&format!("error: journal of source \"{source}\": {}\nhint: {hint}", chain(error)));
+    exit
 }

@@ -181,6 +181,21 @@ impl JournalError {
     }
 }
 
+/// Keeps daemons out of a journal until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    /// Held for its drop.
+    _dir: std::fs::File,
+}
+
+/// Locks a journal's directory without opening the journal, for a [`follow`]er that wants nobody to write meanwhile.
+///
+/// # Errors
+/// `Locked` if a daemon has it.
+pub fn lock(dir: &Path) -> Result<Lock, JournalError> {
+    Ok(Lock { _dir: writer::lock_dir(dir)? })
+}
+
 /// One source's journal; clones share it. Dropping the last one ends the compression thread and frees the directory.
 #[derive(Clone)]
 pub struct Journal {
@@ -203,7 +218,7 @@ struct Shared {
 
 impl Shared {
     fn segments(&self) -> MutexGuard<'_, Segments> {
-        lock(&self.segments)
+        guard(&self.segments)
     }
 }
 
@@ -237,7 +252,7 @@ impl Journal {
     /// # Errors
     /// `BeginsBefore` if `at` is held already: the caller's bug.
     pub fn begin(&self, at: Lsn) -> Result<(), JournalError> {
-        lock(&self.inner.writer).begin(at)
+        guard(&self.inner.writer).begin(at)
     }
 
     /// Writes a block and shows it to readers, which may see it in two pieces. Called by the stream's thread.
@@ -245,7 +260,7 @@ impl Journal {
     /// # Errors
     /// After `NoSpace` and `Io` the file is as before, and the same block may be appended again later.
     pub fn append(&self, block: Block) -> Result<(), JournalError> {
-        lock(&self.inner.writer).append(block)
+        guard(&self.inner.writer).append(block)
     }
 
     /// Makes everything appended so far durable, also by an earlier process, and returns the end of the last transaction
@@ -254,7 +269,7 @@ impl Journal {
     /// # Errors
     /// After a failed sync the journal is `Broken`: the kernel may have dropped what it could not write.
     pub fn sync(&self) -> Result<Lsn, JournalError> {
-        lock(&self.inner.writer).sync()
+        guard(&self.inner.writer).sync()
     }
 
     /// Whether the stream may go on reading: false at `max_bytes` while every segment is still needed. A hold at the
@@ -318,6 +333,6 @@ impl Drop for Hold {
 }
 
 /// A thread that panicked while it held the lock left nothing half done that the others could not go on from.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
