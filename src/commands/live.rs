@@ -11,8 +11,9 @@ use crate::mapping::resolve::{Live, LiveSink, LiveSource};
 use crate::pipeline::{chain, sink_url, source_url};
 use crate::postgres::catalog::{Wanted, read_tables, read_types};
 use crate::postgres::connect::{ConnectError, connect};
+use crate::postgres::error::SqlError;
 use crate::postgres::server::server;
-use crate::postgres::url::PgUrl;
+use crate::postgres::url::{PgUrl, UrlError};
 use crate::retry::{Backoff, Retry};
 
 /// Open sessions with all ends, and what they say of themselves.
@@ -45,13 +46,10 @@ pub async fn connect_sources(config: &Config, patience: Patience) -> Ends {
     let mut ends = Ends::default();
     for name in config.sources.keys() {
         let what = format!("source \"{name}\"");
-        let Some(client) = open(&mut ends.findings, &what, source_url(config, name), patience).await else { continue };
-        match read_source(&client).await {
-            Ok(source) => {
-                ends.live.sources.insert(name.clone(), source);
-                ends.sources.insert(name.clone(), client);
-            }
-            Err(message) => ends.findings.push(Finding::error("catalog", format!("{what} cannot be read: {message}"))),
+        let url = source_url(config, name);
+        if let Some((client, source)) = open(&mut ends.findings, &what, url, patience, read_source).await {
+            ends.live.sources.insert(name.clone(), source);
+            ends.sources.insert(name.clone(), client);
         }
     }
     ends
@@ -61,23 +59,22 @@ async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {
     for (name, sink) in &config.sinks {
         let SinkConfig::Postgres(_) = sink;
         let what = format!("sink \"{name}\"");
-        let Some(client) = open(&mut ends.findings, &what, sink_url(config, name), patience).await else { continue };
-        match read_sink(&client).await {
-            Ok(sink) => {
-                ends.live.sinks.insert(name.clone(), sink);
-                ends.sinks.insert(name.clone(), client);
-            }
-            Err(message) => ends.findings.push(Finding::error("catalog", format!("{what} cannot be read: {message}"))),
+        let url = sink_url(config, name);
+        if let Some((client, sink)) = open(&mut ends.findings, &what, url, patience, read_sink).await {
+            ends.live.sinks.insert(name.clone(), sink);
+            ends.sinks.insert(name.clone(), client);
         }
     }
 }
 
-async fn open(
+/// Connects and reads; what does not pass with time is a finding.
+async fn open<T>(
     findings: &mut Findings,
     what: &str,
-    url: Result<PgUrl, crate::postgres::url::UrlError>,
+    url: Result<PgUrl, UrlError>,
     patience: Patience,
-) -> Option<Client> {
+    read: impl AsyncFn(&Client) -> Result<T, SqlError>,
+) -> Option<(Client, T)> {
     let url = match url {
         Ok(url) => url,
         Err(error) => {
@@ -87,15 +84,21 @@ async fn open(
     };
     let mut backoff = Backoff::new(u64::from(std::process::id()));
     loop {
-        let error = match connect(&url, "tailwater").await {
-            Ok(connection) => return Some(connection.client),
-            Err(error) => error,
+        let (finding, retry) = match connect(&url, "tailwater").await {
+            Ok(connection) => match read(&connection.client).await {
+                Ok(answer) => return Some((connection.client, answer)),
+                Err(error) => {
+                    let message = format!("{what} cannot be read: {error}");
+                    (Finding::error("catalog", message), error.retry())
+                }
+            },
+            Err(error) => (unreachable(what, &url, &error), error.retry()),
         };
-        if patience == Patience::None || error.retry() == Retry::Never {
-            findings.push(unreachable(what, &url, &error));
+        if patience == Patience::None || retry == Retry::Never {
+            findings.push(finding);
             return None;
         }
-        tracing::warn!(error = %chain(&error), "{what} does not answer, waiting");
+        tracing::warn!("{}, waiting", finding.message);
         tokio::time::sleep(backoff.next().unwrap_or(Duration::from_secs(1))).await;
     }
 }
@@ -108,14 +111,13 @@ fn unreachable(what: &str, url: &PgUrl, error: &ConnectError) -> Finding {
     }
 }
 
-async fn read_source(client: &Client) -> Result<LiveSource, String> {
-    let facts = server(client).await.map_err(|error| error.to_string())?;
-    let catalog = read_tables(client, Wanted::All).await.map_err(|error| error.to_string())?;
+async fn read_source(client: &Client) -> Result<LiveSource, SqlError> {
+    let facts = server(client).await?;
+    let catalog = read_tables(client, Wanted::All).await?;
     Ok(LiveSource { catalog, server_version: facts.version_num })
 }
 
-async fn read_sink(client: &Client) -> Result<LiveSink, String> {
-    let catalog = read_tables(client, Wanted::All).await.map_err(|error| error.to_string())?;
-    let types = read_types(client).await.map_err(|error| error.to_string())?;
-    Ok(LiveSink { catalog, types })
+async fn read_sink(client: &Client) -> Result<LiveSink, SqlError> {
+    let catalog = read_tables(client, Wanted::All).await?;
+    Ok(LiveSink { catalog, types: read_types(client).await? })
 }

@@ -131,7 +131,7 @@ fn compress(path: &Path, dir: &Path, stop: &AtomicBool) -> Result<Option<u64>, U
 }
 
 /// Blocks that hold anything but a transaction left open at the end, which is void.
-fn blocks_to_keep(path: &Path) -> Result<u64, Unreadable> {
+pub(super) fn blocks_to_keep(path: &Path) -> Result<u64, Unreadable> {
     let mut cursor = Cursor::open(path)?;
     let mut keep = 0;
     while let Some(header) = cursor.peek()? {

@@ -40,7 +40,7 @@ impl Reader {
     pub(super) fn new(shared: Arc<Shared>, from: Lsn) -> Result<Reader, NotHeld> {
         let place = shared.segments().place_of(from)?;
         let news = shared.news.clone();
-        let tape = Tape { shared, place, sought: true, reached: from, cursor: None };
+        let tape = Tape { shared, place, sought: true, reached: from, cursor: None, void: None };
         Ok(Reader { news, ready: VecDeque::new(), tape: Some(tape), reading: None })
     }
 
@@ -121,6 +121,8 @@ struct Tape {
     /// Every transaction that ends here or before was yielded, or was not asked for.
     reached: Lsn,
     cursor: Option<(u64, Cursor)>,
+    /// A segment that ends in a void transaction, and how many of its blocks hold anything else.
+    void: Option<(u64, u64)>,
 }
 
 enum Step {
@@ -144,19 +146,25 @@ impl Tape {
                 return Ok(Step::Seek(segment.clone()));
             }
             let found = segments.find(self.place, self.reached);
+            let ends_void = segments.after(self.place.segment).is_some_and(|next| next.restarts);
+            let segment = segments.get(self.place.segment).filter(|_| ends_void).cloned();
             drop(segments);
-            match found {
-                Found::Memory(block) => return Ok(Step::Item(self.passed(block))),
-                Found::File(segment) => return Ok(Step::File(segment)),
-                Found::End => return Ok(Step::End),
-                Found::Next(next) => self.enter(&next),
-                Found::Again(next) => {
-                    self.enter(&next);
-                    if !self.sought {
-                        return Ok(Step::Item(Item::Restarted));
+            match (found, segment) {
+                // What was left open there is looked for in the file, and left out.
+                (Found::Memory(_), Some(segment)) => return Ok(Step::File(segment)),
+                (found, _) => match found {
+                    Found::Memory(block) => return Ok(Step::Item(self.passed(block))),
+                    Found::File(segment) => return Ok(Step::File(segment)),
+                    Found::End => return Ok(Step::End),
+                    Found::Next(next) => self.enter(&next),
+                    Found::Again(next) => {
+                        self.enter(&next);
+                        if !self.sought {
+                            return Ok(Step::Item(Item::Restarted));
+                        }
                     }
-                }
-                Found::Gone(gone) => return Err(gone.into()),
+                    Found::Gone(gone) => return Err(gone.into()),
+                },
             }
         }
     }
@@ -218,6 +226,11 @@ impl Tape {
 
     /// The next block of this file. `None`: look again.
     fn read_file(&mut self, segment: &Segment) -> Result<Option<Item>, JournalError> {
+        let keep = self.blocks_before_void(segment)?;
+        if self.place.block >= keep {
+            self.place.block = u64::MAX;
+            return Ok(None);
+        }
         let Some(cursor) = self.open(segment)? else { return Ok(None) };
         let place = self.place;
         let read = self.in_cursor(segment, cursor, |cursor| {
@@ -225,8 +238,24 @@ impl Tape {
             Ok(if cursor.block == place.block { cursor.read()? } else { None })
         })?;
         match read {
+            Some(block) if place.block + 1 == keep => Ok(Some(self.passed(without_open_tail(block)))),
             Some(block) => Ok(Some(self.passed(block))),
             None => self.check_end(segment).map(|()| None),
+        }
+    }
+
+    /// How many blocks of the segment hold anything but a transaction that was left open at its end and came again in the
+    /// next one; all if there is none.
+    fn blocks_before_void(&mut self, segment: &Segment) -> Result<u64, JournalError> {
+        let ends_void = self.shared.segments().after(segment.id).is_some_and(|next| next.restarts);
+        match self.void {
+            _ if !ends_void => Ok(u64::MAX),
+            Some((id, keep)) if id == segment.id => Ok(keep),
+            _ => {
+                let keep = super::compress::blocks_to_keep(&segment.path).map_err(|error| self.lost(segment, error))?;
+                self.void = Some((segment.id, keep));
+                Ok(keep)
+            }
         }
     }
 
@@ -304,7 +333,32 @@ impl Tape {
     }
 
     fn enter(&mut self, segment: &Segment) {
+        self.void = None;
         self.place = Place { segment: segment.id, block: 0 };
         self.cursor = None;
     }
+}
+
+/// The block up to its last boundary between transactions.
+fn without_open_tail(mut block: Block) -> Block {
+    if !block.end.in_transaction {
+        return block;
+    }
+    let mut boundary = block.start;
+    let mut kept = (0, boundary);
+    let mut at = 0;
+    while at < block.bytes.len() {
+        // One frame at a time; the frames were whole when they were appended.
+        let (scan, walked) = boundary.walk(&block.bytes[at..], 1);
+        if walked.is_err() || scan.bytes == 0 {
+            break;
+        }
+        at += scan.bytes;
+        if !boundary.in_transaction {
+            kept = (at, boundary);
+        }
+    }
+    block.bytes.truncate(kept.0);
+    block.end = kept.1;
+    block
 }

@@ -545,7 +545,8 @@ impl Applier {
         while !ended || rest.is_some() || !builder.is_empty() {
             if rest.is_none() && !ended && !builder.is_full() {
                 match reader.next().await? {
-                    Item::Restarted => {}
+                    Item::Restarted if builder.at_boundary() => {}
+                    Item::Restarted => return Err(Over::Again { wait: false }),
                     Item::Block(block) => {
                         ended = block.end.end_lsn >= at.end_lsn;
                         rest = Some((block.bytes, 0));
