@@ -13,7 +13,9 @@ use std::time::Duration;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 
+use super::compress::blocks_to_keep;
 use super::cursor::{Cursor, Unreadable};
+use super::reader::without_open_tail;
 use super::recover::segment_files;
 use super::{Block, Held, Item, JournalError, NotHeld};
 
@@ -111,10 +113,24 @@ struct Place {
     first: Lsn,
     path: PathBuf,
     cursor: Cursor,
+    /// Blocks that hold anything but a transaction left open at the segment's end, where the next one begins with it anew.
+    keep: u64,
+}
+
+impl Place {
+    /// Reads the next block that counts.
+    fn read(&mut self) -> Result<Option<Block>, Unreadable> {
+        if self.cursor.block >= self.keep {
+            return Ok(None);
+        }
+        let block = self.cursor.read()?;
+        Ok(if self.cursor.block == self.keep { block.map(without_open_tail) } else { block })
+    }
 }
 
 /// One follower. It first yields one block, possibly empty, with the Relation messages in force where it starts, outside
-/// any transaction; then every block from there on.
+/// any transaction; then every block from there on. Where nobody writes meanwhile, it never yields `Restarted`: what a lost
+/// connection cut off is left out.
 pub struct Follower {
     dir: PathBuf,
     held: Held,
@@ -155,12 +171,12 @@ impl Follower {
     /// `Damaged`, `Io`, and `NotHeld` if what comes next was deleted or is behind a gap.
     pub fn try_next(&mut self) -> Result<Option<Item>, JournalError> {
         let Some(place) = &mut self.place else { return self.begin().map(Some) };
-        if let Ok(Some(block)) = place.cursor.read() {
+        if let Ok(Some(block)) = place.read() {
             return Ok(Some(self.passed(block)));
         }
         // Looked for before the last read: what a segment has when the next one is there, is all that it will have.
         let next = next_of(&self.dir, place.first)?;
-        match place.cursor.read() {
+        match place.read() {
             Ok(Some(block)) => return Ok(Some(self.passed(block))),
             Ok(None) => {}
             Err(Unreadable::Damaged(at)) if next.is_none() && !place.cursor.header.compressed => {
@@ -183,8 +199,10 @@ impl Follower {
             let files = segment_files(&self.dir)?;
             let after = files.partition_point(|(first, _)| *first <= self.from);
             let Some((first, path)) = after.checked_sub(1).and_then(|idx| files.get(idx)) else { break };
-            match open_at(path, self.from) {
-                Ok((cursor, relations)) => {
+            let opened = open_at(path, self.from)
+                .and_then(|(cursor, relations)| Ok((cursor, relations, keep(&self.dir, *first, path)?)));
+            match opened {
+                Ok((cursor, relations, keep)) => {
                     let block = Block {
                         bytes: relations.into(),
                         start: cursor.boundary,
@@ -192,7 +210,7 @@ impl Follower {
                         has_relation: true,
                         received_at: UnixMicros::now(),
                     };
-                    self.place = Some(Place { first: *first, path: path.clone(), cursor });
+                    self.place = Some(Place { first: *first, path: path.clone(), cursor, keep });
                     return Ok(Item::Block(block));
                 }
                 Err(error) if is_gone(&error) => {}
@@ -211,7 +229,7 @@ impl Follower {
             Err(error) => return Err(self.lost(error)),
         }
         // It may have become whole meanwhile, and the next one too.
-        match place.cursor.read() {
+        match place.read() {
             Ok(block) => Ok(block.map(|block| self.passed(block))),
             Err(error) => Err(self.lost(error)),
         }
@@ -224,6 +242,7 @@ impl Follower {
         match Cursor::open(&place.path) {
             Ok(now) if now.header.salt != place.cursor.header.salt => {
                 place.cursor = now;
+                place.keep = u64::MAX;
                 Ok(Some(Item::Restarted))
             }
             Ok(_) => Ok(None),
@@ -249,8 +268,15 @@ impl Follower {
             let at = place.cursor.offset();
             return Err(Unreadable::Damaged(at).into_error(&place.path, end.end_lsn, cursor.header.start.end_lsn));
         }
-        self.place = Some(Place { first, path, cursor });
-        if restarts { Ok(Some(Item::Restarted)) } else { self.try_next() }
+        // What was cut off is told only to those who have seen it.
+        let told = restarts && place.keep == u64::MAX;
+        let keep = match keep(&self.dir, first, &path) {
+            Ok(keep) => keep,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error.into_error(&path, self.reached, Lsn(u64::MAX))),
+        };
+        self.place = Some(Place { first, path, cursor, keep });
+        if told { Ok(Some(Item::Restarted)) } else { self.try_next() }
     }
 
     fn passed(&mut self, block: Block) -> Item {
@@ -272,6 +298,14 @@ impl Follower {
 /// The segment after the one that begins at `first`.
 fn next_of(dir: &Path, first: Lsn) -> Result<Option<(Lsn, PathBuf)>, JournalError> {
     Ok(segment_files(dir)?.into_iter().find(|(other, _)| *other > first))
+}
+
+/// How many blocks of the segment count: all, unless the next one is there and begins with the transaction left open.
+fn keep(dir: &Path, first: Lsn, path: &Path) -> Result<u64, Unreadable> {
+    let files = files_in(dir)?;
+    let Some((_, next)) = files.into_iter().find(|(other, _)| *other > first) else { return Ok(u64::MAX) };
+    let header = Cursor::open(&next)?.header;
+    if header.restarts && header.continues == Some(first) { blocks_to_keep(path) } else { Ok(u64::MAX) }
 }
 
 /// The segment open at the last place between transactions and not after `from`, and the Relation messages there.

@@ -37,9 +37,15 @@ fn write_digits(out: &mut String, digits: &[u8], weight: i16, scale: usize) -> O
         let pair = place.and_then(|place| digits.get(2 * place..2 * place + 2));
         pair.map_or(Some(0), |pair| Some(u16::from_be_bytes([pair[0], pair[1]])).filter(|&digit| digit < 10_000))
     };
-    push(out, format_args!("{}", digit(i32::from(weight).max(0))?));
-    for power in (0..i32::from(weight).max(0)).rev() {
-        push(out, format_args!("{:04}", digit(power)?));
+    let mut leading = true;
+    for power in (0..=i32::from(weight).max(0)).rev() {
+        let digit = digit(power)?;
+        if !leading {
+            push(out, format_args!("{digit:04}"));
+        } else if digit != 0 || power == 0 {
+            push(out, format_args!("{digit}"));
+            leading = false;
+        }
     }
     if scale > 0 {
         out.push('.');

@@ -39,7 +39,8 @@ async fn changed(name: &str) -> Result<(Pair, Lsn, Daemon)> {
 
 /// How often rows of the mirror were written, by this backend's statistics or any other: changes with every new version.
 async fn versions(sink: &Client) -> Result<String> {
-    let sql = "SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM (SELECT id, number, md5(body) FROM mirror.churn) t";
+    let sql =
+        "SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM (SELECT id, number, md5(body) FROM mirror.churn) t";
     Ok(sink.query_one(sql, &[]).await?.get(0))
 }
 

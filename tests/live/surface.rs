@@ -19,7 +19,8 @@ async fn tail_prints_changes_as_they_come() -> Result<()> {
     // The first changes may come before the tail has opened the journal.
     let line = eventually(SOON, "the tail prints a change", async || {
         number += 1;
-        let sql = format!("UPDATE churn SET number = {number} WHERE id = 3; UPDATE accounts_a SET balance = 1 WHERE id = 1");
+        let sql =
+            format!("UPDATE churn SET number = {number} WHERE id = 3; UPDATE accounts_a SET balance = 1 WHERE id = 1");
         pair.source.execute(DATABASE, &sql).await?;
         Ok(tail.stdout()?.lines().next().map_or(Look::NotYet("nothing".to_owned()), |line| Look::Yes(line.to_owned())))
     })
@@ -63,7 +64,8 @@ async fn values_are_what_to_json_makes_of_them() -> Result<()> {
     let pair = Pair::bare("values", Version::V15, Options::default()).await?;
     let columns = VALUES.find("INSERT").context("two parts")?;
     pair.source.execute(DATABASE, &VALUES[..columns]).await?;
-    let mapping = "source = \"src\"\nsink = \"dst\"\n[table.\"mirror.edges\"]\nfrom = \"public.edges\"\ncolumns = \"*\"\n";
+    let mapping =
+        "source = \"src\"\nsink = \"dst\"\n[table.\"mirror.edges\"]\nfrom = \"public.edges\"\ncolumns = \"*\"\n";
     let config = Home::pair_config(&pair.source, &pair.sink, DATABASE);
     pair.home.configure(&config, &[("mapping.toml", mapping)])?;
     pair.home.setup()?;
@@ -127,4 +129,3 @@ async fn printed_ddl_makes_the_targets() -> Result<()> {
     ensure!(again == ddl, "the sink was asked");
     Ok(())
 }
-

@@ -3,7 +3,6 @@
 mod look;
 mod parts;
 mod sink;
-mod whole;
 
 use crate::catalog::TableName;
 use crate::checkpoint::UnixMicros;

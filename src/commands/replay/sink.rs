@@ -8,7 +8,6 @@ use tokio_postgres::Client;
 
 use super::look::progress;
 use super::parts::Parts;
-use super::whole::{Voids, Whole};
 use super::{Asked, Way};
 use crate::batch::{BatchEnd, BatchLimits, Builder, Taken, Taking};
 use crate::checkpoint::Checkpoint;
@@ -16,7 +15,7 @@ use crate::cli::Exit;
 use crate::commands::live::{Ends, Patience, connect_all};
 use crate::commands::{refuse_journal, runtime, say, say_error, show};
 use crate::config::SinkConfig;
-use crate::journal::{Held, NotHeld, Start, follow, lock};
+use crate::journal::{Follower, Held, Item, NotHeld, Start, follow, lock};
 use crate::lsn::Lsn;
 use crate::mapping::plan::{Mode, Plan};
 use crate::mapping::resolve::{Resolved, resolve};
@@ -160,8 +159,10 @@ impl<'a> Replaying<'a> {
             builder.distrust_inserts(plan_index);
             sink.set_tolerant(plan_index, true);
         }
-        let whole = whole(self.asked, self.from, at.end_lsn)?;
-        let changes = apply(&mut sink, builder, whole, (self.from, at)).await.map_err(|stopped| match stopped {
+        // Nobody writes meanwhile, so there is no restart among what it yields.
+        let follower = follow(&self.asked.dir(), Start::At(self.from));
+        let follower = follower.map_err(|error| refuse_journal(self.asked.source, &error))?;
+        let changes = apply(&mut sink, builder, follower, at).await.map_err(|stopped| match stopped {
             Stopped::Journal(exit) => exit,
             Stopped::Other { message, hint } => failed(&format!("sink \"{name}\": {message}"), hint),
         })?;
@@ -208,14 +209,6 @@ fn choose(asked: &Asked<'_>, link: &SinkLink, states: &[StoredTable]) -> Result<
     Ok(tables)
 }
 
-fn whole(asked: &Asked<'_>, from: Lsn, to: Lsn) -> Result<Whole, Exit> {
-    let read = || {
-        let voids = Voids::find(&mut follow(&asked.dir(), Start::At(from))?, to)?;
-        Ok(Whole::new(follow(&asked.dir(), Start::At(from))?, voids, to))
-    };
-    read().map_err(|error| refuse_journal(asked.source, &error))
-}
-
 /// Why a replay ended early; the sink's transaction is rolled back with its connection.
 enum Stopped {
     Journal(Exit),
@@ -228,24 +221,28 @@ const UNCHANGED: &str = "Nothing was changed.";
 async fn apply(
     sink: &mut PostgresSink,
     mut builder: Builder,
-    mut whole: Whole,
-    (from, at): (Lsn, Checkpoint),
+    mut follower: Follower,
+    at: Checkpoint,
 ) -> Result<u64, Stopped> {
     let other = |message: String| Stopped::Other { message, hint: UNCHANGED };
+    let from = follower.from();
     let bar = progress(from, at.end_lsn);
     let source = sink.plans().first().map_or(String::new(), |plan| plan.source.clone());
     let mut parts = Parts::new(sink.plans().len());
     let mut rest: Option<(Bytes, usize)> = None;
     let mut ended = false;
     let mut changes = 0;
+    let mut read = false;
     while !ended {
-        if rest.is_none() {
-            match whole.next_frames().map_err(|error| Stopped::Journal(refuse_journal(&source, &error)))? {
-                Some((bytes, reached)) => {
-                    bar.set_position(reached.bytes_since(from));
-                    rest = Some((bytes, 0));
+        if rest.is_none() && !read {
+            match follower.try_next().map_err(|error| Stopped::Journal(refuse_journal(&source, &error)))? {
+                Some(Item::Block(block)) => {
+                    bar.set_position(block.end.end_lsn.bytes_since(from));
+                    read = block.end.end_lsn >= at.end_lsn;
+                    rest = Some((block.bytes, 0));
                 }
-                None => ended = true,
+                Some(Item::Restarted) => {}
+                None => read = true,
             }
         }
         if let Some((bytes, place)) = rest.take() {
@@ -255,6 +252,7 @@ async fn apply(
                 Err(error) => return Err(other(error.to_string())),
             }
         }
+        ended = read && rest.is_none();
         if builder.is_full() || ended {
             let mut batch = builder.take();
             batch.end = if ended { BatchEnd::Commit(at) } else { BatchEnd::Open };

@@ -60,6 +60,21 @@ fn writer_that_runs_is_followed_to_its_end() {
 }
 
 #[test]
+fn what_was_cut_off_and_came_again_is_read_once() {
+    let scratch = Scratch::new();
+    let source = transactions(&vec![vec![(1, 1, 400); 10]; 3]);
+    let journal = filled(Options { segment_bytes: 1 << 20, ..scratch.options() }, &source[..1], 600);
+    let again = stream(&source, source[0].end);
+    let open = next_block(&again, Boundary::new(source[0].end), 2_000);
+    assert!(open.end.in_transaction);
+    journal.append(open).expect("append");
+    journal.begin(source[0].end).expect("the connection broke");
+    append_all(&journal, &again, 600);
+    let assembled = followed_from(&scratch, Start::First).expect("readable");
+    assert_eq!((assembled.done, assembled.restarts), (source, 0));
+}
+
+#[test]
 fn what_is_not_held_is_refused() {
     let scratch = Scratch::new();
     let Err(JournalError::NotHeld(none)) = follow(&scratch.options().dir, Start::End) else { panic!("there is none") };
