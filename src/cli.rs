@@ -159,7 +159,7 @@ pub struct Replay {
     #[arg(long, value_name = "NAME", conflicts_with = "to")]
     pub sink: Option<String>,
 
-    /// Print the changes instead of applying them
+    /// Print the changes instead of applying them, as `tail --json` does
     #[arg(long, value_name = "WHERE", value_enum)]
     pub to: Option<ReplayTo>,
 
@@ -179,7 +179,9 @@ pub enum ReplayTo {
     tailwater tail\n  \
     tailwater tail --table public.course --json\n  \
     tailwater tail --from-lsn 0/16B3748\n\n\
-    Reads the journal that the daemon writes: it takes no slot and slows nothing. Row values are printed.")]
+    Reads the journal that the daemon writes: it takes no slot and slows nothing. A line says position, kind, table and key;\n\
+    with --json it is the whole change, values as Postgres's to_json gives them in UTC. Values of text columns, and types\n\
+    that the source sends as text, are strings; types without a JSON form are their bytes in hexadecimal, \\x....")]
 pub struct Tail {
     /// The source to follow [default: the only one]
     #[arg(long, value_name = "NAME")]

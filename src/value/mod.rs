@@ -1,7 +1,7 @@
 //! Values on the wire as JSON, for people and scripts who look at changes: `tail`, `replay --to stdout`.
 //!
-//! A binary value becomes what Postgres's own `to_json` makes of it in UTC: numbers as numbers, `NaN` and infinities as
-//! text, times as ISO 8601, json as it is, arrays as arrays. Text stays text. Types without a case here come as their
+//! A binary value becomes what Postgres's own `to_json` makes of it in UTC: numbers as numbers, `NaN` and infinities and
+//! OIDs as text, times as ISO 8601, json as it is, arrays as arrays. Text stays text. Types without a case here come as their
 //! bytes in hexadecimal, `\x…`, as `bytea` does.
 
 pub mod calendar;
@@ -75,7 +75,7 @@ fn write_binary(out: &mut String, type_oid: u32, bytes: &[u8]) -> Option<()> {
         Type::INT4 => push(out, format_args!("{}", i32::from_be_bytes(bytes.try_into().ok()?))),
         Type::INT8 => push(out, format_args!("{}", i64::from_be_bytes(bytes.try_into().ok()?))),
         Type::OID | Type::XID | Type::CID => {
-            push(out, format_args!("{}", u32::from_be_bytes(bytes.try_into().ok()?)));
+            push(out, format_args!("\"{}\"", u32::from_be_bytes(bytes.try_into().ok()?)));
         }
         Type::FLOAT4 => {
             let value = f32::from_be_bytes(bytes.try_into().ok()?);
