@@ -35,6 +35,7 @@ pub mod verdict;
 // Floor 4: edges, async, one outside each.
 pub mod journal;
 pub mod postgres;
+pub mod refresh;
 pub mod source;
 pub mod wire;
 // Floor 5: running it.

@@ -90,13 +90,11 @@ pub struct Builder {
     commits: u64,
     oldest_commit_ts: Option<UnixMicros>,
     rows: usize,
-    /// Where the sink stands: transactions that commit before it are left out.
-    start: Lsn,
     /// Transactions that commit here or later are left out.
     until: Lsn,
     /// The open transaction is to be left out.
     skipping: bool,
-    /// Checkpoint of the last transaction that was taken whole.
+    /// Checkpoint of the last transaction that was taken whole; those that commit before it are left out.
     reached: Checkpoint,
     /// A part of the open transaction was handed out.
     split: bool,
@@ -124,7 +122,6 @@ impl Builder {
             commits: 0,
             oldest_commit_ts: None,
             rows: 0,
-            start: checkpoint.end_lsn,
             until: Lsn(u64::MAX),
             skipping: false,
             reached: checkpoint,
@@ -238,30 +235,31 @@ impl Builder {
 
     /// The batch so far: whole transactions if at a boundary, else a part of the open one.
     pub fn take(&mut self) -> Batch {
-        let end = if self.at_boundary() { BatchEnd::Commit(self.reached) } else { BatchEnd::Open };
+        let open = self.assembler.open().filter(|_| !self.skipping);
+        let end = if open.is_none() { BatchEnd::Commit(self.reached) } else { BatchEnd::Open };
         self.split = end == BatchEnd::Open;
+        let oldest_commit_ts = std::mem::replace(&mut self.oldest_commit_ts, open.map(|open| open.commit_ts));
         for route in &mut self.routes {
             route.fold = None;
         }
         self.rows = 0;
         self.block_bytes = 0;
         let transactions = std::mem::take(&mut self.transactions);
-        if let (Some(open), false) = (self.assembler.open(), self.skipping) {
-            self.transactions.push(open);
-        }
+        self.transactions.extend(open);
         Batch {
             blocks: std::mem::take(&mut self.blocks),
             transactions,
             tables: std::mem::take(&mut self.folds).into_iter().map(Fold::finish).collect(),
             end,
             commits: std::mem::take(&mut self.commits),
-            oldest_commit_ts: self.oldest_commit_ts.take(),
+            oldest_commit_ts,
         }
     }
 
     fn begin(&mut self, begin: Begin) {
         // A commit record that starts before the sink's position was applied; the next one starts there at the earliest.
-        self.skipping = begin.commit_lsn < self.start || begin.commit_lsn >= self.until;
+        // After a lost connection the stream may also repeat what was taken since.
+        self.skipping = begin.commit_lsn < self.reached.end_lsn || begin.commit_lsn >= self.until;
         if !self.skipping {
             self.transactions.push(begin);
             self.oldest_commit_ts.get_or_insert(begin.commit_ts);

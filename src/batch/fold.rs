@@ -105,17 +105,19 @@ impl Fold {
             return Ok(());
         }
         let key = self.key(blocks, row)?;
-        let known = if self.trusts_inserts { Net::Insert } else { Net::Upsert };
+        let known = Entry { net: self.net_of_insert(), row, origin: None, clears: None };
         match self.find(key) {
-            Some(entry) => {
-                let before = self.entries[entry].net;
-                // What came and went in this batch was absent before it; anything else may be in the target.
-                let net = if before == Net::Nothing { known } else { Net::Upsert };
-                self.entries[entry] = Entry { net, row, origin: None };
-            }
-            None => self.push(key, Entry { net: known, row, origin: None }),
+            // What came and went in this batch was absent before it; anything else may be in the target.
+            Some(entry) if self.entries[entry].net == Net::Nothing => self.entries[entry] = known,
+            Some(entry) => self.settle(entry, Entry { net: Net::Upsert, ..known }),
+            None => self.push(key, known),
         }
         Ok(())
+    }
+
+    /// Where deletes are soft or ignored the target keeps keys that the source no longer has.
+    fn net_of_insert(&self) -> Net {
+        if self.trusts_inserts && self.plan.delete == DeleteMode::Hard { Net::Insert } else { Net::Upsert }
     }
 
     /// Takes an UPDATE with the old row if one was sent.
@@ -148,51 +150,61 @@ impl Fold {
 
     /// The row keeps its key.
     fn replace(&mut self, key: Key, row: u32, old: Option<u32>, has_unchanged: bool) {
-        match self.find(key) {
-            Some(entry) => {
-                let before = self.entries[entry];
-                if has_unchanged {
-                    self.chain(old.unwrap_or(row), before.row);
-                }
-                let (net, origin) = match before.net {
-                    Net::Insert => (Net::Insert, None),
-                    Net::Upsert => (Net::Upsert, before.origin),
-                    Net::Delete | Net::MovedAway | Net::Nothing => (Net::Upsert, None),
-                };
-                self.entries[entry] = Entry { net, row, origin };
-            }
-            None => self.push(key, Entry { net: Net::Upsert, row, origin: None }),
+        let Some(entry) = self.find(key) else {
+            self.push(key, Entry { net: Net::Upsert, row, origin: None, clears: None });
+            return;
+        };
+        let before = self.entries[entry];
+        if has_unchanged {
+            self.chain(old.unwrap_or(row), before.row);
         }
+        let (net, origin) = match before.net {
+            Net::Insert => (Net::Insert, None),
+            Net::Upsert => (Net::Upsert, before.origin),
+            Net::Delete | Net::MovedAway | Net::Nothing | Net::Tombstone => (Net::Upsert, None),
+        };
+        self.settle(entry, Entry { net, row, origin, clears: None });
     }
 
     /// The row moves from one key to another: it leaves the old one and takes its history along.
     fn relocate(&mut self, old_key: Key, new_key: Key, old: u32, row: u32, has_unchanged: bool) {
         let mut origin = Some(old);
+        let left = Entry { net: Net::MovedAway, row: old, origin: None, clears: None };
         match self.find(old_key) {
             Some(entry) => {
                 let before = self.entries[entry];
                 if has_unchanged {
                     self.chain(old, before.row);
                 }
-                match before.net {
-                    // Born in this batch: the target has no old row, and the chain knows every value.
-                    Net::Insert => {
-                        self.entries[entry].net = Net::Nothing;
-                        origin = None;
-                    }
-                    Net::Upsert | Net::Delete | Net::MovedAway | Net::Nothing => {
-                        origin = before.origin.or(origin);
-                        self.entries[entry] = Entry { net: Net::MovedAway, row: old, origin: None };
-                    }
+                // Born in this batch: the target has no old row, and the chain knows every value.
+                if before.net == Net::Insert {
+                    self.entries[entry].net = Net::Nothing;
+                    origin = None;
+                } else {
+                    origin = before.origin.or(origin);
+                    self.entries[entry] = left;
                 }
             }
-            None => self.push(old_key, Entry { net: Net::MovedAway, row: old, origin: None }),
+            None => self.push(old_key, left),
         }
-        let origin = origin.filter(|_| has_unchanged);
+        let image = Entry { net: Net::Upsert, row, origin: origin.filter(|_| has_unchanged), clears: None };
         match self.find(new_key) {
-            Some(entry) => self.entries[entry] = Entry { net: Net::Upsert, row, origin },
-            None => self.push(new_key, Entry { net: Net::Upsert, row, origin }),
+            Some(entry) => self.settle(entry, image),
+            None => self.push(new_key, image),
         }
+    }
+
+    /// A key that the batch knows is given another image; in mode `insert_new` only if the key is free by then.
+    fn settle(&mut self, entry: usize, mut image: Entry) {
+        let before = self.entries[entry].net;
+        if self.plan.mode == Mode::InsertNew {
+            match before {
+                Net::Insert | Net::Upsert | Net::Tombstone => return,
+                Net::Delete | Net::MovedAway => image.clears = Some(before),
+                Net::Nothing => {}
+            }
+        }
+        self.entries[entry] = image;
     }
 
     /// Takes a DELETE.
@@ -206,28 +218,38 @@ impl Fold {
         }
         let row = self.add_row(old);
         let key = self.key(blocks, row)?;
-        match self.find(key) {
-            Some(entry) => {
-                let net = match self.entries[entry].net {
-                    // A soft delete leaves a trace even of what came and went; a hard one does not.
-                    Net::Insert if self.plan.delete == DeleteMode::Hard => Net::Nothing,
-                    Net::Nothing => Net::Nothing,
-                    Net::Insert | Net::Upsert | Net::Delete | Net::MovedAway => Net::Delete,
-                };
-                self.entries[entry] = Entry { net, row, origin: None };
+        let deleted = Entry { net: Net::Delete, row, origin: None, clears: None };
+        let Some(entry) = self.find(key) else {
+            self.push(key, deleted);
+            return Ok(());
+        };
+        let before = self.entries[entry];
+        self.entries[entry] = match before.net {
+            Net::Insert | Net::Nothing => Entry { net: Net::Nothing, ..deleted },
+            // A soft delete leaves what came in this batch as it last was.
+            Net::Upsert | Net::Tombstone if self.plan.delete == DeleteMode::Soft => {
+                Entry { net: Net::Tombstone, ..before }
             }
-            None => self.push(key, Entry { net: Net::Delete, row, origin: None }),
-        }
+            Net::Upsert | Net::Tombstone | Net::Delete | Net::MovedAway => deleted,
+        };
         Ok(())
     }
 
-    /// Takes a TRUNCATE: all before it in the batch is void.
+    /// Takes a TRUNCATE: all before it in the batch is void, or deleted softly.
     pub fn truncate(&mut self) {
         self.counts.truncates += 1;
         if self.plan.delete == DeleteMode::Ignore || self.plan.mode == Mode::Append {
             return;
         }
         self.truncate = true;
+        if self.plan.delete == DeleteMode::Soft {
+            for entry in &mut self.entries {
+                if matches!(entry.net, Net::Insert | Net::Upsert) {
+                    entry.net = Net::Tombstone;
+                }
+            }
+            return;
+        }
         self.entries.clear();
         self.keys.clear();
         self.key_bytes.clear();
@@ -260,7 +282,7 @@ impl Fold {
     }
 
     fn push_unkeyed(&mut self, row: u32) {
-        self.entries.push(Entry { net: Net::Insert, row, origin: None });
+        self.entries.push(Entry { net: Net::Insert, row, origin: None, clears: None });
     }
 
     fn push(&mut self, key: Key, entry: Entry) {
@@ -291,9 +313,8 @@ impl Fold {
     /// Writes the key of a row into the arena.
     fn key(&mut self, blocks: &[Bytes], row: u32) -> Result<Key, KeyMissing> {
         let start = self.key_bytes.len();
-        let binding = self.bindings[self.rows[row as usize].binding as usize].clone();
-        for &column in &binding.key_columns {
-            match cell_at(blocks, &self.rows, &self.bindings, row, column) {
+        for &input in &self.plan.key_inputs {
+            match cell_at(blocks, &self.rows, &self.bindings, row, input) {
                 Cell::Text(value) | Cell::Binary(value) => {
                     let length = u32::try_from(value.len()).expect("a value is shorter than 4 GiB");
                     self.key_bytes.extend_from_slice(&length.to_be_bytes());

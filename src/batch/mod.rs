@@ -3,6 +3,8 @@
 
 mod build;
 mod fold;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -59,6 +61,8 @@ pub enum Net {
     MovedAway,
     /// Came and went within the batch.
     Nothing,
+    /// Soft deletes only: the row is written as by `Upsert` and then marked as deleted.
+    Tombstone,
 }
 
 /// One key's net effect.
@@ -70,6 +74,8 @@ pub struct Entry {
     /// Where the row stood before the batch if its key changed: a row that holds that key. Unchanged values that the batch
     /// does not know are found there.
     pub origin: Option<u32>,
+    /// Mode `insert_new` only: the key was deleted or moved away before this row came, so that goes first.
+    pub clears: Option<Net>,
 }
 
 /// What a batch does to one target table.
@@ -144,10 +150,10 @@ impl Batch {
         &self.blocks[row.block as usize][row.range()]
     }
 
-    /// One cell of a row; an unchanged value is looked for in its earlier images. `Unchanged` means that only the
-    /// target has it.
-    pub fn cell(&self, table: &TableBatch, row: u32, wire_column: usize) -> Cell<'_> {
-        cell_at(&self.blocks, &table.rows, &table.bindings, row, wire_column)
+    /// An input's value in a row; an unchanged value is looked for in the row's earlier images. `Unchanged` means that
+    /// only the target has it.
+    pub fn cell(&self, table: &TableBatch, row: u32, input: usize) -> Cell<'_> {
+        cell_at(&self.blocks, &table.rows, &table.bindings, row, input)
     }
 }
 
@@ -157,13 +163,16 @@ impl RowRef {
     }
 }
 
-fn cell_at<'a>(blocks: &'a [Bytes], rows: &[RowRef], bindings: &[Arc<Binding>], row: u32, column: usize) -> Cell<'a> {
+/// By input rather than by wire column: earlier images may have another layout.
+#[inline]
+fn cell_at<'a>(blocks: &'a [Bytes], rows: &[RowRef], bindings: &[Arc<Binding>], row: u32, input: usize) -> Cell<'a> {
     let mut next = Some(row);
     while let Some(index) = next {
         let row = &rows[index as usize];
+        let binding = &bindings[row.binding as usize];
+        let Some(column) = binding.columns[input] else { break };
         // A key-only image has NULL for what it does not know; that is no value.
-        let knows = !row.key_only || bindings[row.binding as usize].identity[column];
-        if knows {
+        if !row.key_only || binding.identity[column] {
             let bytes = &blocks[row.block as usize][row.range()];
             match Tuple::trusted_cells(bytes).nth(column) {
                 Some(Cell::Unchanged) | None => {}

@@ -12,12 +12,16 @@ use crate::diagnostic::{Finding, Findings};
 use crate::mapping::offline::resolve_offline;
 use crate::mapping::plan::Plan;
 use crate::mapping::resolve::{Resolved, resolve};
+use crate::pipeline::source_url;
 use crate::postgres::error::describe;
+use crate::refresh::check_views;
 use crate::sink::postgres::state;
 use crate::sink::postgres::statements::TableStatements;
-use crate::source::probe::probe;
+use crate::source::history::read_history;
+use crate::source::probe::{SourceProbe, probe};
 use crate::source::setup::SetupPlan;
-use crate::verdict::{self, SinkState, Verdict};
+use crate::verdict::{self, JournalRange, SinkState, Verdict};
+use crate::wire::ReplicationConnection;
 
 pub fn run(cli: &Cli, args: &Check) -> Exit {
     let config = match load_config(cli) {
@@ -43,6 +47,7 @@ pub fn run(cli: &Cli, args: &Check) -> Exit {
         findings.0.extend(found.0);
         if !findings.has_errors() {
             check_sinks(&resolved, &ends.sinks, &mut findings).await;
+            look_at_views(&resolved, &ends.sinks, &mut findings).await;
         }
         let halted = check_sources(&config, &resolved, &ends, &mut findings).await;
         (findings, halted)
@@ -87,13 +92,27 @@ async fn check_sinks(resolved: &Resolved, sinks: &BTreeMap<String, Client>, find
     }
 }
 
+/// What stands in the way of refreshing the mapped views.
+async fn look_at_views(resolved: &Resolved, sinks: &BTreeMap<String, Client>, findings: &mut Findings) {
+    for (name, client) in sinks {
+        let views: Vec<_> = resolved.views.iter().filter(|view| &view.sink == name).cloned().collect();
+        let mapped = resolved.plans.iter().filter(|plan| &plan.sink == name).map(|plan| plan.target.clone()).collect();
+        match check_views(client, &views, &mapped).await {
+            Ok(found) => findings.0.extend(found.into_iter().flat_map(|findings| findings.0)),
+            Err(error) => {
+                findings.push(Finding::error("views", format!("views of sink \"{name}\" cannot be read: {error}")))
+            }
+        }
+    }
+}
+
 /// Nothing stays behind: the stages are temporary, and the transaction is rolled back.
 async fn prepare(client: &Client, plan: &Plan, number: usize) -> Result<(), tokio_postgres::Error> {
     let statements = TableStatements::new(plan, number);
     client.batch_execute("BEGIN").await?;
     let prepared = async {
-        for set in [&statements.upsert_set, &statements.delete_set, &statements.partial_set] {
-            client.batch_execute(&set.create).await?;
+        for create in statements.stages() {
+            client.batch_execute(create).await?;
         }
         for sql in statements.all() {
             // EXPLAIN also checks the rights, which PREPARE alone leaves to the execution.
@@ -123,20 +142,14 @@ async fn check_sources(config: &Config, resolved: &Resolved, ends: &Ends, findin
         };
         let published = resolved.published.get(name).cloned().unwrap_or_default();
         let plan = SetupPlan::make(&published, &found);
-        findings.0.extend(plan.findings.0.iter().cloned());
+        add_setup(findings, &plan);
         let sinks = read_states(name, ends).await;
-        let facts = found.facts(None);
-        match verdict::decide(&sinks, None, verdict::Ack::Sink, &facts) {
-            // Without the journal a gap is only a guess: the daemon may hold what the sinks do not have yet.
-            Verdict::Halt(halt) if !matches!(halt, verdict::Halt::Gap { .. } | verdict::Halt::Diverged { .. }) => {
+        let history = history(config, name, &sinks, &found).await;
+        let journal = journal_range(config, name);
+        match verdict::decide(&sinks, journal, verdict::Ack::Sink, &found.facts(history)) {
+            Verdict::Halt(halt) => {
                 findings.push(Finding::error("start", halt.to_string()).hint(halt.hint()));
                 halted = Exit::ALL.into_iter().find(|exit| exit.code() == halt.exit_code());
-            }
-            Verdict::Halt(halt) => {
-                findings.push(
-                    Finding::warning("start", halt.to_string())
-                        .hint("The journal may have what is missing; `tailwater run` knows."),
-                );
             }
             Verdict::Bootstrap { .. } | Verdict::Resume { .. } | Verdict::StandBy => {
                 if !plan.steps.is_empty() && !plan.findings.has_errors() {
@@ -147,6 +160,40 @@ async fn check_sources(config: &Config, resolved: &Resolved, ends: &Ends, findin
         }
     }
     halted
+}
+
+/// Adds what setup has to say. That nothing is to be published is no news where a mapping has an error.
+pub(super) fn add_setup(findings: &mut Findings, plan: &SetupPlan) {
+    let had_errors = findings.has_errors();
+    let news = plan.findings.0.iter().filter(|finding| !had_errors || finding.code != "nothing-published");
+    findings.0.extend(news.cloned());
+}
+
+/// What the journal holds, read without its lock: a running daemon may have it.
+fn journal_range(config: &Config, source: &str) -> Option<JournalRange> {
+    let segments = crate::journal::list(&config.data_dir.join(source)).ok()?;
+    let last = segments.last()?;
+    let start = segments.iter().rposition(|segment| !segment.continues)?;
+    Some(JournalRange { first: segments[start].first, end: last.end, timeline: None })
+}
+
+/// The history of the source's timeline, where a sink knows another.
+async fn history(
+    config: &Config,
+    source: &str,
+    sinks: &[SinkState],
+    found: &SourceProbe,
+) -> Option<Vec<verdict::TimelineSwitch>> {
+    let timeline = found.server.timeline;
+    let mut known = sinks.iter().filter_map(|sink| sink.identity.as_ref()).map(|identity| identity.timeline);
+    if known.all(|known| known == timeline) {
+        return None;
+    }
+    let url = source_url(config, source).ok()?;
+    let read = tokio::task::spawn_blocking(move || {
+        read_history(&mut ReplicationConnection::connect(&url, "tailwater")?, timeline)
+    });
+    read.await.ok()?.ok().flatten()
 }
 
 async fn read_states(source: &str, ends: &Ends) -> Vec<SinkState> {

@@ -55,7 +55,7 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
             Ok(found) => {
                 let published = resolved.published.get(name).cloned().unwrap_or_default();
                 let plan = SetupPlan::make(&published, &found);
-                findings.0.extend(plan.findings.0.iter().cloned());
+                super::check::add_setup(&mut findings, &plan);
                 plans.push((name.clone(), plan));
             }
             Err(error) => {

@@ -19,6 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::journal::{Hold, Item, Journal, JournalError, Reader};
 use crate::ledger::Ledger;
 use crate::lsn::Lsn;
+use crate::refresh::Touch;
 use crate::retry::Backoff;
 use crate::sink::postgres::state::{self, TableState};
 use crate::sink::postgres::{ApplyError, PostgresSink, SinkSetup};
@@ -83,6 +84,8 @@ struct Session {
     recorded_at: Instant,
     started_at: Instant,
     queue: VecDeque<Tables>,
+    /// Announced changes of the sink's open transaction.
+    touches: Vec<Touch>,
 }
 
 /// Why a session ended.
@@ -200,6 +203,7 @@ impl Applier {
             recorded_at: Instant::now(),
             started_at: Instant::now(),
             queue: VecDeque::new(),
+            touches: Vec::new(),
         };
         self.resume_tables(&mut session, &SinkTables::new(&self.link, tables)).await?;
         Ok(session)
@@ -347,6 +351,7 @@ impl Applier {
         if let Some(oldest) = batch.oldest_commit_ts {
             self.observed.pair.progress.applying(oldest);
         }
+        session.touches.push(self.link.touch(&batch));
         session.recorded_at = Instant::now();
         session.started_at = Instant::now();
         session.applying = Some(tokio::spawn(async move {
@@ -367,7 +372,7 @@ impl Applier {
                 self.observed.applied(batch, session.started_at.elapsed());
                 self.prove(&durable);
                 self.relax(session, durable.checkpoint().end_lsn);
-                self.link.touched(batch);
+                session.touches.clear();
                 Ok(())
             }
             Ok(None) => {
@@ -520,7 +525,7 @@ impl Applier {
             self.observed.table_state(plan_index, TableState::Streaming);
             info!(sink = %self.link.name, table = %plan.target, %lsn, "table streams");
         }
-        self.link.touched_plans(&plans);
+        self.link.mark(&plans);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use crate::mapping::plan::Plan;
 use crate::postgres::connect::connect;
 use crate::postgres::error::describe;
 use crate::postgres::url::PgUrl;
+use crate::refresh::{Touch, TouchedTables};
 use crate::sink::postgres::state::{self, StoredTable, TableState};
 
 /// One sink of one source.
@@ -23,7 +24,10 @@ pub struct SinkLink {
     pub plans: Vec<Arc<Plan>>,
     /// Key of masked columns.
     pub mask_key: Arc<[u8]>,
-    pub touched: Arc<dyn Fn(&[usize]) + Send + Sync>,
+    /// What is told to whoever refreshes the sink's views.
+    pub touched: Arc<TouchedTables>,
+    /// By plan, the table's index among all targets of the sink.
+    pub targets: Vec<usize>,
 }
 
 impl SinkLink {
@@ -49,16 +53,15 @@ impl SinkLink {
         written.await.map_err(|error| describe(&error))
     }
 
-    /// Tells who refreshes views that these tables changed.
-    pub fn touched(&self, batch: &Batch) {
-        let plans: Vec<_> = batch.tables.iter().map(|table| table.plan_index).collect();
-        self.touched_plans(&plans);
+    /// Announces to whoever refreshes views that a batch is about to change its tables; held until it is known how the
+    /// commit ended.
+    pub fn touch(&self, batch: &Batch) -> Touch {
+        self.touched.touch(batch.tables.iter().map(|table| self.targets[table.plan_index]))
     }
 
-    pub fn touched_plans(&self, plans: &[usize]) {
-        if !plans.is_empty() {
-            (self.touched)(plans);
-        }
+    /// These tables joined the stream with all their rows.
+    pub fn mark(&self, plans: &[usize]) {
+        self.touched.mark(&plans.iter().map(|&plan| self.targets[plan]).collect::<Vec<_>>());
     }
 }
 

@@ -5,22 +5,27 @@ mod copy;
 mod link;
 mod source;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::info;
 
 use crate::batch::Batch;
+use crate::catalog::TableName;
+use crate::checkpoint::UnixMicros;
 use crate::config::{Config, SinkConfig};
 use crate::journal::NotHeld;
+use crate::lsn::Lsn;
+use crate::mapping::plan::ViewPlan;
 use crate::mapping::resolve::Resolved;
 use crate::postgres::url::{PgUrl, UrlError};
+use crate::refresh::{Observer, RefreshError, Refreshed, Refresher, RefresherSetup, TouchedTables};
 use crate::sink::postgres::state::TableState;
 use crate::telemetry::board::StatusBoard;
-use crate::telemetry::handles::{PairMetrics, Stage, TableMetrics};
+use crate::telemetry::handles::{PairMetrics, Stage, TableMetrics, ViewMetrics};
 use crate::telemetry::metrics::Metrics;
 use crate::verdict::{Ack, Halt};
 pub use link::{SinkLink, chain};
@@ -129,6 +134,7 @@ pub async fn run(context: Arc<Context>, resolved: &Resolved) -> End {
         Err(error) => return End::Failed(error),
     };
     let (stop, stopped) = watch::channel(false);
+    let refreshers = refreshers(&context, resolved, &sources, &stopped);
     let mut outer = context.stop.clone();
     let mut running = JoinSet::new();
     for mut source in sources {
@@ -162,13 +168,102 @@ pub async fn run(context: Arc<Context>, resolved: &Resolved) -> End {
             }
         }
     }
+    for refresher in refreshers {
+        // A refresh under way is cancelled; a panic of it is no reason to end otherwise than asked.
+        let _ = refresher.await;
+    }
     end
+}
+
+/// Starts what keeps each sink's views fresh.
+fn refreshers(
+    context: &Arc<Context>,
+    resolved: &Resolved,
+    sources: &[Source],
+    stop: &watch::Receiver<bool>,
+) -> Vec<JoinHandle<()>> {
+    let mut running = Vec::new();
+    for sink in context.config.sinks.keys() {
+        let views: Vec<_> = resolved.views.iter().filter(|view| &view.sink == sink).cloned().collect();
+        let link = sources.iter().flat_map(|source| &source.links).find(|link| &link.name == sink);
+        let (Some(link), false) = (link, views.is_empty()) else { continue };
+        let observer = ViewObserver::new(context, sink, &views);
+        let refresher = Refresher::new(RefresherSetup {
+            sink: sink.clone(),
+            url: link.url.clone(),
+            app_name: "tailwater refresh".to_owned(),
+            views,
+            targets: targets_of(resolved, sink),
+            touched: link.touched.clone(),
+            observer,
+            seed: u64::from(std::process::id()),
+        });
+        running.push(tokio::spawn(refresher.run(stop.clone())));
+    }
+    running
+}
+
+/// All target tables of a sink, each once.
+fn targets_of(resolved: &Resolved, sink: &str) -> Vec<TableName> {
+    let targets: BTreeSet<_> =
+        resolved.plans.iter().filter(|plan| plan.sink == sink).map(|plan| plan.target.clone()).collect();
+    targets.into_iter().collect()
+}
+
+/// Feeds metrics and status from the refresher.
+struct ViewObserver {
+    sink: String,
+    board: Arc<StatusBoard>,
+    metrics: Arc<Metrics>,
+    views: BTreeMap<TableName, ViewMetrics>,
+}
+
+impl ViewObserver {
+    fn new(context: &Context, sink: &str, views: &[ViewPlan]) -> Self {
+        let metrics = |view: &ViewPlan| (view.view.clone(), context.metrics.view(sink, &view.view.to_string()));
+        ViewObserver {
+            sink: sink.to_owned(),
+            board: context.board.clone(),
+            metrics: context.metrics.clone(),
+            views: views.iter().map(metrics).collect(),
+        }
+    }
+}
+
+impl Observer for ViewObserver {
+    fn stale(&self, view: &TableName) {
+        if let Some(metrics) = self.views.get(view) {
+            metrics.changed(UnixMicros::now());
+        }
+    }
+
+    fn refreshed(&self, view: &TableName, outcome: Result<&Refreshed, &RefreshError>) {
+        let Some(metrics) = self.views.get(view) else { return };
+        match outcome {
+            Ok(refreshed) => {
+                let seconds = refreshed.elapsed.as_secs_f64();
+                metrics.refreshed(seconds, None);
+                let lsn = refreshed.lsns.iter().map(|(_, lsn)| *lsn).min().unwrap_or(Lsn::ZERO);
+                self.board.refreshed(&self.sink, &view.to_string(), lsn, UnixMicros::now(), seconds);
+            }
+            Err(error) => {
+                metrics.failed();
+                self.board.error(Stage::Refresh, "view", &view.to_string(), &chain(error));
+            }
+        }
+    }
+
+    fn failed(&self, error: &RefreshError) {
+        self.metrics.error(Stage::Refresh, "session");
+        self.board.error(Stage::Refresh, "session", &self.sink, &chain(error));
+    }
 }
 
 /// Brings configuration and plans together.
 fn sources(context: &Arc<Context>, resolved: &Resolved) -> Result<Vec<Source>, String> {
     let config = &context.config;
     let mask_key: Arc<[u8]> = config.mask_salt.as_ref().map_or(&[][..], |salt| salt.expose().as_bytes()).into();
+    let mut touched: BTreeMap<String, Arc<TouchedTables>> = BTreeMap::new();
     let mut sources = Vec::new();
     for (name, source) in &config.sources {
         let mut links: BTreeMap<&str, SinkLink> = BTreeMap::new();
@@ -184,11 +279,14 @@ fn sources(context: &Arc<Context>, resolved: &Resolved) -> Result<Vec<Source>, S
                     config: sink.clone(),
                     plans: Vec::new(),
                     mask_key: mask_key.clone(),
-                    touched: Arc::new(|_| {}),
+                    touched: touched.entry(sink_name.clone()).or_default().clone(),
+                    targets: Vec::new(),
                 };
                 links.insert(sink_name, link);
             }
             if let Some(link) = links.get_mut(sink_name.as_str()) {
+                let target = targets_of(resolved, sink_name).binary_search(&plan.target);
+                link.targets.push(target.expect("every plan's target is among the sink's"));
                 link.plans.push(Arc::new(plan.clone()));
             }
         }

@@ -23,6 +23,7 @@ use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;
 use crate::sink::Durable;
 use crate::sink::postgres::state::{self, StoredCheckpoint, TableState};
+use crate::source::history::read_history;
 use crate::source::probe::{SourceProbe, probe};
 use crate::source::stream::{ConfirmBy, Stream, StreamError, StreamObserver, StreamShared};
 use crate::telemetry::handles::{PairMetrics, SourceMetrics, Stage};
@@ -234,7 +235,8 @@ impl Source {
         let timeline = found.server.timeline;
         let mut history = None;
         if known.into_iter().any(|known| known != timeline) {
-            (wire, history) = blocking(move || read_history(wire, timeline)).await?;
+            (wire, history) =
+                blocking(move || read_history(&mut wire, timeline).map(|history| (wire, history))).await?;
         }
         let ack = match self.config.ack {
             Ack::Sink => verdict::Ack::Sink,
@@ -561,16 +563,6 @@ fn sink_state(link: &SinkLink, view: &SinkView) -> SinkState {
         identity: view.stored.as_ref().map(|stored| stored.identity.clone()),
         tables_known: view.tables.by_plan.iter().any(Option::is_some),
     }
-}
-
-/// The history of the source's timeline, and the connection back.
-fn read_history(
-    mut wire: ReplicationConnection,
-    timeline: u32,
-) -> Result<(ReplicationConnection, Option<Vec<verdict::TimelineSwitch>>), WireError> {
-    let rows = wire.query(&format!("TIMELINE_HISTORY {timeline}"))?;
-    let text = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();
-    Ok((wire, text.and_then(|text| verdict::read_history(&text).ok())))
 }
 
 /// Runs a blocking call of the replication connection.

@@ -1,5 +1,7 @@
 //! The edge to a source: what its slot and publication are, and how they come to be.
 
+pub mod history;
+
 pub mod probe;
 
 pub mod setup;

@@ -57,6 +57,9 @@ async fn footprint(pair: &Pair) -> Result<String> {
     Ok(format!("source: {source}; sink: {sink}"))
 }
 
+/// The table that the mapping of the usual configuration fills.
+const TARGET: &str = "CREATE TABLE mirror.churn (id int PRIMARY KEY, body text, extra text, number int NOT NULL)";
+
 /// Runs each command that would act, and looks at what it says.
 async fn refused(pair: &Pair, home: &Home, name: &str, words: &[&str]) -> Result<()> {
     let before = footprint(pair).await?;
@@ -116,6 +119,7 @@ async fn role_without_rights_is_one_finding() -> Result<()> {
     let pair = Pair::bare("rights", Version::V15, Options::default()).await?;
     pair.source.execute(DATABASE, "CREATE ROLE reader LOGIN").await?;
     pair.source.execute(DATABASE, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader").await?;
+    pair.sink.execute(DATABASE, TARGET).await?;
     with_source(&pair, &pair.source.url_as("reader", DATABASE))?;
     refused(&pair, &pair.home, "no REPLICATION", &["REPLICATION"]).await
 }
@@ -123,6 +127,7 @@ async fn role_without_rights_is_one_finding() -> Result<()> {
 #[tokio::test]
 async fn wal_level_that_is_not_logical_is_one_finding() -> Result<()> {
     let pair = Pair::bare("wal-level", Version::V15, Options::default().set("wal_level", "replica")).await?;
+    pair.sink.execute(DATABASE, TARGET).await?;
     with_source(&pair, &pair.source.url(DATABASE))?;
     refused(&pair, &pair.home, "wal_level", &["wal_level", "logical"]).await
 }

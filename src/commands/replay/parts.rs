@@ -80,9 +80,8 @@ impl Parts {
 
     fn key_hash(&self, batch: &Batch, table: &TableBatch, entry: &Entry) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        let binding = &table.bindings[usize::from(table.rows[entry.row as usize].binding)];
-        for &column in &binding.key_columns {
-            match batch.cell(table, entry.row, column) {
+        for &input in &table.plan.key_inputs {
+            match batch.cell(table, entry.row, input) {
                 Cell::Text(value) | Cell::Binary(value) => {
                     hasher.write_usize(value.len());
                     hasher.write(value);
@@ -97,9 +96,11 @@ impl Parts {
 /// Only the target has some of the row's values.
 fn has_holes(batch: &Batch, table: &TableBatch, entry: &Entry) -> bool {
     let row = &table.rows[entry.row as usize];
-    if !row.has_unchanged || !matches!(entry.net, Net::Insert | Net::Upsert) {
+    if !row.has_unchanged || !matches!(entry.net, Net::Insert | Net::Upsert | Net::Tombstone) {
         return false;
     }
-    let columns = table.bindings[usize::from(row.binding)].columns.iter().flatten();
-    columns.into_iter().any(|&column| batch.cell(table, entry.row, column) == Cell::Unchanged)
+    // What the daemon itself knows has no column.
+    let columns = table.bindings[usize::from(row.binding)].columns.iter().enumerate();
+    let mut sent = columns.filter_map(|(input, column)| column.map(|_| input));
+    sent.any(|input| batch.cell(table, entry.row, input) == Cell::Unchanged)
 }

@@ -76,14 +76,17 @@ fn link(asked: &Asked<'_>, resolved: &Resolved, sink: &str) -> Result<SinkLink, 
     let SinkConfig::Postgres(config) = &asked.config.sinks[sink];
     let url = sink_url(asked.config, sink).map_err(|error| failed(&format!("sink \"{sink}\": url {error}"), ""))?;
     let of_pair = |plan: &&Plan| plan.source == asked.source && plan.sink == sink;
+    let plans: Vec<_> = resolved.plans.iter().filter(of_pair).cloned().map(Arc::new).collect();
     Ok(SinkLink {
         name: sink.to_owned(),
         source: asked.source.to_owned(),
         url,
         config: config.clone(),
-        plans: resolved.plans.iter().filter(of_pair).cloned().map(Arc::new).collect(),
+        // Nobody refreshes views here.
+        touched: Arc::default(),
+        targets: vec![0; plans.len()],
+        plans,
         mask_key: asked.config.mask_salt.as_ref().map_or(&[][..], |salt| salt.expose().as_bytes()).into(),
-        touched: Arc::new(|_| {}),
     })
 }
 

@@ -1,9 +1,11 @@
 //! Applying a batch: every statement of it in one flight, in one transaction with the checkpoint.
 //!
-//! Order inside the transaction: tables emptied, rows with holes completed from their old place, deletes (children before
-//! parents), then new images (parents before children), then the checkpoint by compare-and-set on epoch and position. All
+//! Order inside the transaction: tables emptied, rows with holes completed from their old place (into a stage), deletes
+//! (children before parents), then new images (parents before children), soft deletes of these, then the checkpoint by compare-and-set on epoch and position. All
 //! are sent without waiting for answers; a statement that fails aborts the transaction, so the COMMIT that is already
 //! under way becomes a rollback.
+
+mod groups;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,41 +17,21 @@ use postgres_types::ToSql;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Statement};
 
+use groups::{Group, Job, Parts, extra_columns, group_inputs, has_holes, over_arrays, parts};
+
 use super::encode::{ArrayParam, COPY_HEADER, COPY_TRAILER, EncodeError, RawParam, RowReader};
-use super::statements::{Merge, RowSet, SetColumn, TableStatements};
+use super::statements::SetColumn;
 use super::{ApplyError, PostgresSink};
-use crate::batch::{Batch, BatchEnd, Net, TableBatch};
+use crate::batch::{Batch, BatchEnd};
 use crate::checkpoint::Checkpoint;
 use crate::sink::Durable;
 
-/// Rows of a group up to which array parameters beat COPY into a stage (measured: 1 ms against 3.8 ms a batch at 100 rows,
-/// even at about 2,000).
-const ARRAY_ROWS_MAX: usize = 2_000;
 /// Bytes of COPY data sent at a time.
 const COPY_CHUNK_BYTES: usize = 256 * 1024;
 
 const CHECKPOINT: &str = "WITH moved AS (UPDATE tailwater.checkpoint SET commit_lsn = $3, end_lsn = $4, ordinal = $5, \
     commit_ts = coalesce($6, commit_ts), updated_at = now() WHERE source = $1 AND epoch = $2 AND end_lsn = $7 RETURNING 1) \
     SELECT 1 / count(*)::int FROM moved";
-
-/// What a group of rows of one table is put through.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Group {
-    Direct,
-    Upsert,
-    Delete,
-    MoveAway,
-    PartialUpdate,
-    PartialFill,
-}
-
-/// One group of one table, ready to be sent.
-struct Job<'a> {
-    table: &'a TableBatch,
-    group: Group,
-    /// Indices into the table's entries.
-    entries: Vec<u32>,
-}
 
 type Flight<'a> = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send + 'a>>;
 
@@ -121,71 +103,27 @@ impl PostgresSink {
         }
     }
 
-    /// Splits the batch into groups, in the order in which they are to run.
-    fn jobs<'a>(&self, batch: &'a Batch) -> Vec<Job<'a>> {
-        let mut tables: Vec<&TableBatch> = batch.tables.iter().collect();
-        tables.sort_by_key(|table| self.rank[table.plan_index]);
-        let mut fills = Vec::new();
-        let mut deletes = Vec::new();
-        let mut images = Vec::new();
-        for table in tables {
-            let statements = &self.tables[table.plan_index];
-            let reader = RowReader::new(batch, table, &self.mask_key);
-            let mut groups: [Vec<u32>; 6] = Default::default();
-            for (index, entry) in table.entries.iter().enumerate() {
-                let is_direct = entry.net == Net::Insert && self.is_direct[table.plan_index];
-                let group = match entry.net {
-                    Net::Nothing => continue,
-                    Net::Delete if statements.delete.is_none() => continue,
-                    Net::Delete => Group::Delete,
-                    Net::MovedAway => Group::MoveAway,
-                    Net::Insert | Net::Upsert => match reader.unchanged(entry.row) {
-                        0 if is_direct => Group::Direct,
-                        0 => Group::Upsert,
-                        _ if entry.origin.is_some() || statements.always_fill => Group::PartialFill,
-                        _ => Group::PartialUpdate,
-                    },
-                };
-                groups[group as usize].push(u32::try_from(index).expect("a batch holds fewer than 2^32 rows"));
-            }
-            // Few new rows are cheaper to send with the others.
-            if groups[Group::Direct as usize].len() <= ARRAY_ROWS_MAX && statements.upsert_set.fits_arrays {
-                let direct = std::mem::take(&mut groups[Group::Direct as usize]);
-                groups[Group::Upsert as usize].extend(direct);
-            }
-            let mut job = |group: Group, jobs: &mut Vec<Job<'a>>| {
-                let entries = std::mem::take(&mut groups[group as usize]);
-                if !entries.is_empty() {
-                    jobs.push(Job { table, group, entries });
-                }
-            };
-            job(Group::PartialFill, &mut fills);
-            job(Group::Delete, &mut deletes);
-            job(Group::MoveAway, &mut deletes);
-            job(Group::Direct, &mut images);
-            job(Group::Upsert, &mut images);
-            job(Group::PartialUpdate, &mut images);
-        }
-        deletes.reverse();
-        fills.into_iter().chain(deletes).chain(images).collect()
-    }
-
     /// Makes what the jobs need and the session does not have yet: stages and prepared statements.
     async fn prepare(&mut self, jobs: &[Job<'_>], batch: &Batch) -> Result<(), ApplyError> {
+        let tables = self.tables.clone();
         for job in jobs {
             let plan_index = job.table.plan_index;
-            let tables = self.tables.clone();
             let statements = &tables[plan_index];
-            let (set, merges) = parts(statements, job.group, self.is_tolerant[plan_index]);
             let mut wanted = Vec::new();
-            if job.group == Group::Direct {
-                wanted.push(statements.copy_into_target.as_deref().unwrap_or_default());
-            } else if over_arrays(job, set) {
-                wanted.extend(merges.iter().map(|merge| merge.over_arrays.as_str()));
-            } else {
-                self.make_stage(set).await?;
-                wanted.push(&set.copy);
-                wanted.extend(merges.iter().map(|merge| merge.over_stage.as_str()));
+            match parts(statements, job.group, self.is_tolerant[plan_index]) {
+                Parts::Copy(copy) => wanted.push(copy),
+                Parts::Write(written) => wanted.extend(written.iter().map(String::as_str)),
+                Parts::Merge(set, merges) if over_arrays(job, set) => {
+                    wanted.extend(merges.iter().map(|merge| merge.over_arrays.as_str()));
+                }
+                Parts::Merge(set, merges) => {
+                    self.make_stage(&set.stage, &set.create).await?;
+                    wanted.push(&set.copy);
+                    wanted.extend(merges.iter().map(|merge| merge.over_stage.as_str()));
+                }
+            }
+            if let (Group::Fill, Some(keyed)) = (job.group, &statements.keyed) {
+                self.make_stage(&keyed.filled_stage, &keyed.create_filled).await?;
             }
             for sql in wanted {
                 self.prepare_statement(sql).await.map_err(|error| ApplyError::at_table(plan_index, &error))?;
@@ -197,15 +135,15 @@ impl PostgresSink {
         Ok(())
     }
 
-    async fn make_stage(&mut self, set: &RowSet) -> Result<(), ApplyError> {
+    async fn make_stage(&mut self, stage: &str, create: &str) -> Result<(), ApplyError> {
         if self.in_transaction {
             // An earlier part of this transaction may have left its rows there.
-            let sql = format!("{}; TRUNCATE pg_temp.{}", set.create, crate::catalog::quote_ident(&set.stage));
+            let sql = format!("{create}; TRUNCATE pg_temp.{}", crate::catalog::quote_ident(stage));
             return self.client.batch_execute(&sql).await.map_err(ApplyError::control);
         }
-        if !self.stages.contains(&set.stage) {
-            self.client.batch_execute(&set.create).await.map_err(ApplyError::control)?;
-            self.stages.insert(set.stage.clone());
+        if !self.stages.contains(stage) {
+            self.client.batch_execute(create).await.map_err(ApplyError::control)?;
+            self.stages.insert(stage.to_owned());
         }
         Ok(())
     }
@@ -226,12 +164,18 @@ impl PostgresSink {
     fn send<'a>(&'a self, batch: &'a Batch, job: &'a Job<'a>, flights: &mut Vec<Flight<'a>>) -> Result<(), ApplyError> {
         let plan_index = job.table.plan_index;
         let statements = &self.tables[plan_index];
-        let (set, merges) = parts(statements, job.group, self.is_tolerant[plan_index]);
-        if job.group == Group::Direct {
-            let copy = self.statement(statements.copy_into_target.as_deref().unwrap_or_default());
-            flights.push(Box::pin(self.copy(batch, job, copy, &statements.direct_inputs)));
-            return Ok(());
-        }
+        let (set, merges) = match parts(statements, job.group, self.is_tolerant[plan_index]) {
+            Parts::Copy(copy) => {
+                flights.push(Box::pin(self.copy(batch, job, self.statement(copy), &statements.direct_inputs)));
+                return Ok(());
+            }
+            Parts::Write(written) => {
+                let write = |sql: &'a String| run(&self.client, self.statement(sql), &[], plan_index);
+                flights.extend(written.iter().map(|sql| Box::pin(write(sql)) as Flight<'a>));
+                return Ok(());
+            }
+            Parts::Merge(set, merges) => (set, merges),
+        };
         let inputs = group_inputs(job);
         let count = i64::try_from(job.entries.len()).unwrap_or(i64::MAX);
         if over_arrays(job, set) {
@@ -280,7 +224,7 @@ impl PostgresSink {
         let mut reader = RowReader::new(batch, job.table, &self.mask_key);
         let mut chunk = Vec::with_capacity(COPY_CHUNK_BYTES + COPY_CHUNK_BYTES / 8);
         chunk.extend_from_slice(COPY_HEADER);
-        let columns = inputs.len() + extra_columns(job);
+        let columns = inputs.len() + extra_columns(job, &reader);
         let columns = i16::try_from(columns).expect("a table has at most 1,600 columns").to_be_bytes();
         for &entry in &job.entries {
             chunk.extend_from_slice(&columns);
@@ -307,8 +251,10 @@ impl PostgresSink {
     ) -> Result<(), EncodeError> {
         let entry = &job.table.entries[entry as usize];
         reader.fields(out, entry.row, inputs)?;
-        if extra_columns(job) > 0 {
-            super::encode::put(out, &reader.unchanged(entry.row).to_be_bytes());
+        if has_holes(job) {
+            for word in 0..reader.mask_words() {
+                super::encode::put(out, &reader.mask(entry.row, word).to_be_bytes());
+            }
             reader.fields(out, entry.origin.unwrap_or(entry.row), &job.table.plan.key_inputs)?;
         }
         Ok(())
@@ -330,8 +276,11 @@ impl PostgresSink {
             for (array, input) in plain.iter_mut().zip(inputs) {
                 reader.fields(array.next(), entry.row, std::slice::from_ref(input))?;
             }
-            if let [mask, origin @ ..] = extra {
-                super::encode::put(mask.next(), &reader.unchanged(entry.row).to_be_bytes());
+            if has_holes(job) {
+                let (masks, origin) = extra.split_at_mut(reader.mask_words());
+                for (word, mask) in masks.iter_mut().enumerate() {
+                    super::encode::put(mask.next(), &reader.mask(entry.row, word).to_be_bytes());
+                }
                 let place = entry.origin.unwrap_or(entry.row);
                 for (array, input) in origin.iter_mut().zip(&job.table.plan.key_inputs) {
                     reader.fields(array.next(), place, std::slice::from_ref(input))?;
@@ -356,45 +305,4 @@ async fn run(
 
 fn is_counted(sql: &str) -> bool {
     sql.starts_with("WITH touched")
-}
-
-fn over_arrays(job: &Job<'_>, set: &RowSet) -> bool {
-    set.fits_arrays && job.entries.len() <= ARRAY_ROWS_MAX
-}
-
-/// Columns that a group's row set has beside the inputs.
-fn extra_columns(job: &Job<'_>) -> usize {
-    match job.group {
-        Group::PartialUpdate | Group::PartialFill => 1 + job.table.plan.key_inputs.len(),
-        Group::Direct | Group::Upsert | Group::Delete | Group::MoveAway => 0,
-    }
-}
-
-fn group_inputs(job: &Job<'_>) -> Vec<usize> {
-    match job.group {
-        Group::Delete | Group::MoveAway => job.table.plan.key_inputs.clone(),
-        Group::Direct | Group::Upsert | Group::PartialUpdate | Group::PartialFill => {
-            (0..job.table.plan.inputs.len()).collect()
-        }
-    }
-}
-
-/// A group's row set and the statements that run over it.
-fn parts(statements: &TableStatements, group: Group, tolerant: bool) -> (&RowSet, Vec<&Merge>) {
-    match group {
-        Group::Direct => (&statements.upsert_set, Vec::new()),
-        Group::Upsert => {
-            let merges = statements.unmatch.iter().chain(std::iter::once(&statements.upsert)).collect();
-            (&statements.upsert_set, merges)
-        }
-        Group::Delete => (&statements.delete_set, statements.delete.iter().collect()),
-        Group::MoveAway => (&statements.delete_set, vec![&statements.move_away]),
-        Group::PartialUpdate if tolerant => (&statements.partial_set, vec![&statements.partial_fill_tolerant]),
-        Group::PartialUpdate => (&statements.partial_set, vec![&statements.partial_update]),
-        Group::PartialFill => {
-            let fill = if tolerant { &statements.partial_fill_tolerant } else { &statements.partial_fill };
-            let merges = statements.partial_unmatch.iter().chain(std::iter::once(fill)).collect();
-            (&statements.partial_set, merges)
-        }
-    }
 }

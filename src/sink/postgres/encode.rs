@@ -8,10 +8,10 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::statements::unchanged_bit;
+use super::statements::{MASK_BITS, held_by, toastable_inputs};
 use crate::assemble::Begin;
 use crate::batch::{Batch, RowOp, RowRef, TableBatch};
-use crate::mapping::plan::{InputFrom, Mask, Meta, Plan};
+use crate::mapping::plan::{InputFrom, Mask, Meta, Mode, Plan};
 use crate::tuple::Cell;
 
 /// What stands before the first row of a binary COPY: signature, flags, length of the header's extension.
@@ -19,13 +19,14 @@ pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// What stands after the last.
 pub const COPY_TRAILER: &[u8] = &[0xff, 0xff];
 
-/// A value came in a form that the sink's column does not take.
+/// Why a value cannot be passed to the sink.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the source sent column \"{column}\" in {form} form, which type {stage_type} of the sink does not take")]
-pub struct EncodeError {
-    pub column: String,
-    pub form: &'static str,
-    pub stage_type: String,
+pub enum EncodeError {
+    #[error("the source sent column \"{column}\" in text form, which type {stage_type} of the sink does not take")]
+    Form { column: String, stage_type: String },
+    /// Never NULL instead: the row has a value.
+    #[error("the source left column \"{column}\" unsent, and the target does not hold it as it is")]
+    Unsent { column: String },
 }
 
 /// Types whose text form and binary form are the same bytes.
@@ -42,11 +43,21 @@ pub struct RowReader<'a> {
     mask_key: &'a [u8],
     wire: Vec<Cell<'a>>,
     wire_row: Option<u32>,
+    /// Inputs that an UPDATE may leave unsent, in the order of their bits.
+    toastable: Vec<usize>,
+    /// Those of them that the target holds, and so may stand as NULL in a row with holes.
+    may_be_unsent: Vec<bool>,
 }
 
 impl<'a> RowReader<'a> {
     pub fn new(batch: &'a Batch, table: &'a TableBatch, mask_key: &'a [u8]) -> Self {
-        RowReader { batch, table, plan: &table.plan, mask_key, wire: Vec::new(), wire_row: None }
+        let plan: &Plan = &table.plan;
+        let toastable = toastable_inputs(plan);
+        let mut may_be_unsent = vec![false; plan.inputs.len()];
+        for &input in &toastable {
+            may_be_unsent[input] = plan.mode != Mode::Append && held_by(plan, input).is_some();
+        }
+        RowReader { batch, table, plan, mask_key, wire: Vec::new(), wire_row: None, toastable, may_be_unsent }
     }
 
     fn row(&self, row: u32) -> &'a RowRef {
@@ -63,40 +74,43 @@ impl<'a> RowReader<'a> {
         }
     }
 
-    /// Mask of the row's unchanged values that the batch does not know; 0 if the row is whole.
-    pub fn unchanged(&self, row: u32) -> i64 {
-        if !self.row(row).has_unchanged {
-            return 0;
-        }
-        let binding = &self.table.bindings[self.row(row).binding as usize];
-        let mut mask = 0;
-        for (input, column) in binding.columns.iter().enumerate() {
-            if let (Some(column), Some(bit)) = (column, unchanged_bit(self.plan, input))
-                && matches!(self.batch.cell(self.table, row, *column), Cell::Unchanged)
-            {
-                mask |= 1i64 << bit;
-            }
-        }
-        mask
+    /// The row lacks values that only the target has.
+    pub fn has_holes(&self, row: u32) -> bool {
+        self.row(row).has_unchanged && self.toastable.iter().any(|&input| self.is_hole(row, input))
     }
 
-    /// Appends the row's fields for these inputs: length and value each, or -1 for NULL. An unchanged value that nobody
-    /// knows reads NULL here; the statement looks at the mask.
+    /// Columns that `put_masks` writes.
+    pub fn mask_words(&self) -> usize {
+        self.toastable.len().div_ceil(MASK_BITS)
+    }
+
+    /// The row's unchanged values that the batch does not know, as bits of one word.
+    pub fn mask(&self, row: u32, word: usize) -> i64 {
+        let inputs = self.toastable.iter().skip(word * MASK_BITS).take(MASK_BITS);
+        let bits = inputs.enumerate().map(|(bit, &input)| i64::from(self.is_hole(row, input)) << bit);
+        bits.fold(0, |mask, bit| mask | bit)
+    }
+
+    fn is_hole(&self, row: u32, input: usize) -> bool {
+        matches!(self.batch.cell(self.table, row, input), Cell::Unchanged)
+    }
+
+    /// Appends the row's fields for these inputs: length and value each, or -1 for NULL. An unchanged value that only the
+    /// target has reads NULL here; the statement looks at the mask.
     #[inline]
     pub fn fields(&mut self, out: &mut Vec<u8>, row: u32, inputs: &[usize]) -> Result<(), EncodeError> {
         let table = self.table;
         let reference = &table.rows[row as usize];
         let binding = &table.bindings[reference.binding as usize];
         self.open(row);
-        let is_whole = !reference.has_unchanged && !reference.key_only;
         for &input in inputs {
             let Some(column) = binding.columns[input] else {
                 self.meta(out, reference, input);
                 continue;
             };
             let cell = match self.wire.get(column) {
-                Some(cell) if is_whole => *cell,
-                _ => self.batch.cell(table, row, column),
+                Some(cell) if *cell != Cell::Unchanged && (!reference.key_only || binding.identity[column]) => *cell,
+                _ => self.batch.cell(table, row, input),
             };
             self.put_cell(out, cell, input)?;
         }
@@ -108,14 +122,19 @@ impl<'a> RowReader<'a> {
         let described = &self.plan.inputs[input];
         let value = match cell {
             Cell::Binary(value) => value,
-            Cell::Null | Cell::Unchanged => {
+            Cell::Null => {
                 out.extend_from_slice(&(-1i32).to_be_bytes());
                 return Ok(());
             }
+            Cell::Unchanged if self.may_be_unsent[input] => {
+                out.extend_from_slice(&(-1i32).to_be_bytes());
+                return Ok(());
+            }
+            Cell::Unchanged => return Err(EncodeError::Unsent { column: described.name.clone() }),
             Cell::Text(value) if is_text_alike(described.stage_type_oid) => value,
             Cell::Text(_) => {
                 let (column, stage_type) = (described.name.clone(), described.stage_type.clone());
-                return Err(EncodeError { column, form: "text", stage_type });
+                return Err(EncodeError::Form { column, stage_type });
             }
         };
         match described.mask {
@@ -155,7 +174,9 @@ fn put_meta(out: &mut Vec<u8>, meta: Meta, source: &str, begin: &Begin, op: RowO
 pub fn masked(key: &[u8], value: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
     mac.update(value);
-    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+    let digest = mac.finalize().into_bytes();
+    let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
 }
 
 /// Appends one field: length and value.

@@ -1,0 +1,233 @@
+//! Folding against a sequential model: whatever a source does, in whatever blocks and parts it arrives, after every commit
+//! the target is what applying the changes one by one would have made of it.
+
+mod history;
+mod target;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::{BatchEnd, BatchLimits, BuildError, Builder, TableCause, Taken, Taking};
+use crate::checkpoint::Checkpoint;
+use crate::lsn::Lsn;
+use crate::mapping::plan::{DeleteMode, Mode};
+use history::{Action, History, Identity, Message};
+use target::{Rows, Target, plan};
+
+/// How one run is set up.
+#[derive(Clone, Debug)]
+struct Setup {
+    identity: Identity,
+    mode: Mode,
+    delete: DeleteMode,
+    trusts_inserts: bool,
+    /// Transactions that the snapshot of the table holds already.
+    copied: usize,
+    rows: usize,
+    commits: u64,
+    /// Frames per block, in turn.
+    blocks: Vec<usize>,
+    /// Whether a batch is taken out after the block when it stands between transactions, in turn.
+    takes: Vec<bool>,
+}
+
+fn setup() -> impl Strategy<Value = Setup> {
+    let identity = prop::sample::select(vec![Identity::Key, Identity::Wide, Identity::Full]);
+    let mode = prop::sample::select(vec![Mode::Upsert, Mode::Upsert, Mode::Upsert, Mode::InsertNew]);
+    let delete = prop::sample::select(vec![DeleteMode::Hard, DeleteMode::Hard, DeleteMode::Soft, DeleteMode::Ignore]);
+    let cuts = (prop::collection::vec(1..20usize, 1..6), prop::collection::vec(any::<bool>(), 1..6));
+    (identity, mode, delete, any::<bool>(), 0..4usize, 1..30usize, 1..6u64, cuts).prop_map(
+        |(identity, mode, delete, trusts_inserts, copied, rows, commits, (blocks, takes))| Setup {
+            identity,
+            mode,
+            delete,
+            trusts_inserts,
+            copied,
+            rows,
+            commits,
+            blocks,
+            takes,
+        },
+    )
+}
+
+/// Cuts the stream's frames into blocks.
+fn blocks(messages: &[Message], sizes: &[usize]) -> Vec<Bytes> {
+    let mut sizes = sizes.iter().cycle();
+    let mut rest = messages;
+    let mut blocks = Vec::new();
+    while !rest.is_empty() {
+        let size = sizes.next().map_or(1, |size| (*size).min(rest.len()));
+        let mut block = Vec::new();
+        for message in &rest[..size] {
+            crate::frame::write_message(&mut block, &message.bytes);
+        }
+        blocks.push(Bytes::from(block));
+        rest = &rest[size..];
+    }
+    blocks
+}
+
+/// The target's rows after each commit, by the commit's end.
+fn expected(history: &History, setup: &Setup) -> BTreeMap<Lsn, Rows> {
+    let mut rows = Rows::default();
+    let mut after = BTreeMap::new();
+    for (number, transaction) in history.transactions.iter().enumerate() {
+        if number < setup.copied {
+            // The snapshot holds what the source held.
+            rows = Rows::of_source(&transaction.source_after);
+        } else {
+            transaction.actions.iter().for_each(|action| rows.apply(action, setup.mode, setup.delete));
+        }
+        after.insert(transaction.end_lsn, rows.clone());
+    }
+    after
+}
+
+fn run(history: &History, setup: &Setup) -> Result<(), TestCaseError> {
+    let plan = Arc::new(plan(setup.mode, setup.delete));
+    let limits = BatchLimits { rows: setup.rows, bytes: usize::MAX, commits: setup.commits };
+    let mut builder = Builder::new(&[plan], Checkpoint::default(), limits);
+    let copied = setup.copied.min(history.transactions.len());
+    let snapshot = history.transactions[..copied].last();
+    let from = snapshot.map_or(Lsn::ZERO, |last| last.end_lsn);
+    builder.set_taking(0, Taking::From(from));
+    if !setup.trusts_inserts {
+        builder.distrust_inserts(0);
+    }
+    let expected = expected(history, setup);
+    let mut target = Target::new(snapshot.map(|last| Rows::of_source(&last.source_after)).unwrap_or_default());
+    let mut apply = |builder: &mut Builder| -> Result<(), TestCaseError> {
+        let batch = builder.take();
+        target.apply(&batch)?;
+        if let BatchEnd::Commit(checkpoint) = batch.end
+            && checkpoint.end_lsn >= from
+            && let Some(rows) = expected.get(&checkpoint.end_lsn)
+        {
+            prop_assert_eq!(&target.rows, rows, "after {}", checkpoint.end_lsn);
+        }
+        Ok(())
+    };
+    let mut takes = setup.takes.iter().cycle();
+    for block in blocks(&history.messages, &setup.blocks) {
+        let mut at = 0;
+        while let Taken::Until(rest) = builder.push(&block, at).expect("a valid history") {
+            at = rest;
+            apply(&mut builder)?;
+        }
+        let is_wanted = builder.at_boundary() && *takes.next().unwrap_or(&true);
+        if builder.is_full() || (is_wanted && !builder.is_empty()) {
+            apply(&mut builder)?;
+        }
+    }
+    apply(&mut builder)?;
+    let last = history.transactions.last().map(|last| last.end_lsn).unwrap_or_default();
+    prop_assert_eq!(builder.reached().end_lsn, last);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn folded_batches_equal_the_changes_one_by_one(
+        setup in setup(),
+        choices in prop::collection::vec(prop::collection::vec(any::<[u8; 4]>(), 0..14), 1..9),
+    ) {
+        run(&History::new(&choices, setup.identity, setup.mode), &setup)?;
+    }
+
+    #[test]
+    fn whole_history_in_one_batch_equals_the_changes_one_by_one(
+        setup in setup(),
+        choices in prop::collection::vec(prop::collection::vec(any::<[u8; 4]>(), 0..30), 1..5),
+    ) {
+        let setup = Setup { rows: usize::MAX, commits: u64::MAX, takes: vec![false], ..setup };
+        run(&History::new(&choices, setup.identity, setup.mode), &setup)?;
+    }
+}
+
+fn small(transactions: &[&[Action]]) -> (Builder, Bytes) {
+    let history = History::of(transactions, Identity::Key);
+    let limits = BatchLimits { rows: usize::MAX, bytes: usize::MAX, commits: u64::MAX };
+    let mut builder = Builder::new(&[Arc::new(plan(Mode::Upsert, DeleteMode::Hard))], Checkpoint::default(), limits);
+    builder.set_taking(0, Taking::From(Lsn::ZERO));
+    let block = blocks(&history.messages, &[usize::MAX]).remove(0);
+    (builder, block)
+}
+
+fn insert(key: u8) -> Action {
+    Action::Insert { key: [key, 0], row: history::Row::numbered(u32::from(key)) }
+}
+
+#[test]
+fn repeated_transactions_are_left_out() {
+    // After a lost connection the source sends again what was taken but not yet confirmed.
+    let (mut builder, block) = small(&[&[insert(1)], &[insert(2)]]);
+    assert_eq!(builder.push(&block, 0), Ok(Taken::Whole));
+    let reached = builder.reached();
+    assert_eq!(builder.push(&block, 0), Ok(Taken::Whole));
+    assert_eq!(builder.reached(), reached);
+    let batch = builder.take();
+    assert_eq!((batch.commits, batch.changes(), batch.end), (2, 2, BatchEnd::Commit(reached)));
+}
+
+#[test]
+fn transaction_left_out_does_not_hold_a_batch_open() {
+    let (mut builder, block) = small(&[&[insert(1)], &[insert(2), insert(3)]]);
+    builder.stop_at(Lsn(history::FIRST_LSN + history::STEP));
+    let whole = block.len();
+    let mut cut = block.slice(..whole);
+    // Up to the last frame, the second transaction's commit, left off.
+    let commit = crate::frame::XLOG_HEADER_BYTES + 26;
+    cut.truncate(whole - commit);
+    assert_eq!(builder.push(&cut, 0), Ok(Taken::Whole));
+    assert!(!builder.at_boundary());
+    assert!(matches!(builder.take().end, BatchEnd::Commit(_)));
+}
+
+#[test]
+fn each_part_of_a_large_transaction_knows_how_old_it_is() {
+    let (mut builder, block) = small(&[&[insert(1), insert(2), insert(3)]]);
+    builder.set_limits(BatchLimits { rows: 1, bytes: usize::MAX, commits: u64::MAX });
+    let mut at = 0;
+    let mut parts = 0;
+    while let Ok(Taken::Until(rest)) = builder.push(&block, at) {
+        at = rest;
+        assert!(builder.take().oldest_commit_ts.is_some());
+        parts += 1;
+    }
+    assert_eq!(parts, 3);
+    let last = builder.take();
+    assert!(last.oldest_commit_ts.is_some() && last.is_rowless());
+    assert!(builder.oldest_commit_ts().is_none());
+}
+
+#[test]
+fn row_without_its_key_stops_its_table_only() {
+    let mut history = History::of(&[&[insert(1)]], Identity::Key);
+    history.without_identity();
+    let limits = BatchLimits { rows: 9, bytes: usize::MAX, commits: 9 };
+    let mut builder = Builder::new(&[Arc::new(plan(Mode::Upsert, DeleteMode::Hard))], Checkpoint::default(), limits);
+    builder.set_taking(0, Taking::From(Lsn::ZERO));
+    let block = blocks(&history.messages, &[usize::MAX]).remove(0);
+    let error = builder.push(&block, 0);
+    let is_key = |cause: &TableCause| matches!(cause, TableCause::Key(_));
+    assert!(matches!(&error, Err(BuildError::Table { plan_index: 0, cause, .. }) if is_key(cause)), "{error:?}");
+}
+
+#[test]
+fn relation_without_columns_passes() {
+    let (mut builder, _) = small(&[]);
+    let mut block = Vec::new();
+    for message in
+        [&b"R\0\0\0\x09public\0empty\0d\0\0"[..], &[&b"B"[..], &[0; 7], &[9], &[0; 12]].concat(), b"I\0\0\0\x09N\0\0"]
+    {
+        crate::frame::write_message(&mut block, message);
+    }
+    assert_eq!(builder.push(&Bytes::from(block), 0), Ok(Taken::Whole));
+    assert!(builder.take().is_rowless());
+}
