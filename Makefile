@@ -18,8 +18,8 @@ deps-demo:
 	@tests/install.sh demo
 
 demo: deps-demo
-	@echo "demo: building (minutes when cold), then running; DEMO_SECONDS=20 ends it by itself"
-	@exec $(CARGO) run --locked --release --quiet -- demo
+	@echo "demo: building (some minutes when cold), then running; DEMO_SECONDS=20 ends it by itself"
+	@exec $(CARGO) run --locked -- demo
 
 test: deps
 	@echo "test: building and running tests/fast (no services) and tests/live (private Postgres clusters)"

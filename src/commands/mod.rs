@@ -3,6 +3,7 @@
 mod changes;
 mod check;
 mod completions;
+mod demo;
 mod journal;
 mod live;
 mod replay;
@@ -33,7 +34,7 @@ pub fn dispatch(cli: &Cli) -> ExitCode {
         Verb::Schema(args) => schema::run(cli, args),
         Verb::Journal(args) => journal::run(cli, args),
         Verb::Completions(args) => completions::run(args),
-        Verb::Demo(_) => Exit::Usage,
+        Verb::Demo(args) => demo::run(cli, args),
     };
     exit.into()
 }

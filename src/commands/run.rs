@@ -12,6 +12,8 @@ use crate::cli::{Cli, Exit, Run};
 use crate::config::Config;
 use crate::mapping::resolve::{Resolved, resolve};
 use crate::pipeline::{self, Context, End};
+use crate::source::probe::probe;
+use crate::source::setup::SetupPlan;
 use crate::telemetry::board::StatusBoard;
 use crate::telemetry::http::{HttpState, serve};
 use crate::telemetry::log;
@@ -78,6 +80,17 @@ async fn resolve_ends(cli: &Cli, config: &Config) -> Result<Resolved, Exit> {
     let mut ends = connect_all(config, Patience::Wait).await;
     let (resolved, found) = resolve(config, &files, &ends.live);
     ends.findings.0.extend(found.0);
+    for (name, client) in &ends.sources {
+        let source = &config.sources[name];
+        // A source that went away meanwhile is waited for by the pipeline, and one that has a slot is for the start-up
+        // decision to judge.
+        if let Ok(found) = probe(client, &source.slot, &source.publication).await
+            && found.slot.is_none()
+        {
+            let published = resolved.published.get(name).cloned().unwrap_or_default();
+            super::check::add_setup(&mut ends.findings, &SetupPlan::make(&published, &found));
+        }
+    }
     show(cli, &ends.findings);
     if ends.findings.has_errors() { Err(Exit::Findings) } else { Ok(resolved) }
 }

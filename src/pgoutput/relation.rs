@@ -66,7 +66,6 @@ fn text(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::{Message, decode};
-    use super::*;
 
     #[test]
     fn relation_is_read_whole() {

@@ -570,7 +570,8 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, WireError>
     match tokio::task::spawn_blocking(call).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) if error.sqlstate() == Some("55006") => Err(Stuck::StandBy),
-        Ok(Err(error)) => Err(Stuck::Wait(Stage::Connect, format!("source: {}", chain(&error)))),
+        Ok(Err(error)) if error.passes() => Err(Stuck::Wait(Stage::Connect, format!("source: {}", chain(&error)))),
+        Ok(Err(error)) => Err(Stuck::End(End::Failed(format!("source: {}", chain(&error))))),
         Err(error) => Err(Stuck::End(End::Failed(error.to_string()))),
     }
 }

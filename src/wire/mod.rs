@@ -12,7 +12,7 @@ mod auth;
 mod transport;
 
 use std::io::{self, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
@@ -24,10 +24,14 @@ use crate::lsn::Lsn;
 use crate::postgres::connect::startup_options;
 use crate::postgres::tls::TlsError;
 use crate::postgres::url::{Endpoint, PgUrl};
+use crate::retry::{Retry, by_sqlstate};
 use transport::Transport;
 
 /// Bytes that one read asks for.
 const READ_BYTES: usize = 512 * 1024;
+
+/// How long the server may take to end the stream when asked to.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why the replication connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,19 @@ pub enum WireError {
 }
 
 impl WireError {
+    /// The same may succeed later. A slot that is missing or lost is for the start-up decision to judge, again.
+    pub fn passes(&self) -> bool {
+        match self {
+            WireError::Io(_) | WireError::Ended => true,
+            WireError::Server { sqlstate, .. } => {
+                matches!(sqlstate.as_str(), "42704" | "55000") || by_sqlstate(sqlstate) == Retry::Backoff
+            }
+            WireError::Tls(_) | WireError::Warning { .. } | WireError::Authentication(_) | WireError::Protocol(_) => {
+                false
+            }
+        }
+    }
+
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             WireError::Server { sqlstate, .. } | WireError::Warning { sqlstate, .. } => Some(sqlstate),
@@ -251,10 +268,26 @@ impl ReplicationConnection {
         self.send(&out)
     }
 
-    /// Ends the stream in good order.
+    /// Ends the stream in good order: the server has taken the last status and let go of the slot when this returns.
     pub fn finish(mut self) -> Result<(), WireError> {
         let mut out = BytesMut::new();
         frontend::copy_done(&mut out);
+        self.send(&out)?;
+        let deadline = Instant::now() + FINISH_TIMEOUT;
+        while Instant::now() < deadline {
+            match crate::frame::take(&self.buffer) {
+                // What was under way when the server learned of the end.
+                Ok(Some((_, length))) => self.buffer.advance(length),
+                Ok(None) => {
+                    self.gulp()?;
+                }
+                Err(_) => match self.message()? {
+                    Message::ReadyForQuery(_) => break,
+                    _ => {}
+                },
+            }
+        }
+        out.clear();
         frontend::terminate(&mut out);
         self.send(&out)
     }

@@ -16,3 +16,4 @@ mod snapshot;
 mod spine;
 mod startup;
 mod surface;
+mod view_catalog;

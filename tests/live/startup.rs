@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::support::cluster::{Cluster, Options, Stop};
 use crate::support::pair::{DATABASE, PUBLICATION, Pair, SLOT};
 use crate::support::postgres::Version;
+use crate::support::wait::{Look, eventually};
 use crate::support::workload::{SCHEMA, SEED_SQL, TABLES, mirror_mapping};
 
 const HALT_WITHIN: Duration = Duration::from_secs(30);
@@ -92,6 +93,17 @@ async fn lose_slot(source: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// The server needs a moment to see that the daemon is gone.
+async fn slot_is_free(source: &Cluster) -> Result<()> {
+    let client = source.connect(DATABASE).await?;
+    eventually(HALT_WITHIN, "the slot is free", async || {
+        let sql = "SELECT active FROM pg_replication_slots WHERE slot_name = $1";
+        let active: bool = client.query_one(sql, &[&SLOT]).await?.get(0);
+        Ok(if active { Look::NotYet("it is active".to_owned()) } else { Look::Yes(()) })
+    })
+    .await
+}
+
 impl Pair {
     /// What `before_accident` saved comes back.
     fn source_restored(&mut self) -> Result<()> {
@@ -102,7 +114,7 @@ impl Pair {
 
     /// The address now leads to another server with the same tables, publication and slot.
     async fn move_to_another_system(&mut self) -> Result<()> {
-        let other = Cluster::start("other", self.source.version(), Options::default())?;
+        let other = Cluster::start("other", self.source.version(), Options::default().own_system())?;
         other.execute(DATABASE, SCHEMA).await?;
         let list = TABLES.join(", ");
         other.execute(DATABASE, &format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE {list}")).await?;
@@ -139,6 +151,7 @@ async fn halts(version: Version, accident: Accident) -> Result<()> {
     pair.source.execute(DATABASE, "UPDATE churn SET number = 1").await?;
     pair.catch_up(&mut daemon).await?;
     daemon.terminate()?;
+    slot_is_free(&pair.source).await?;
 
     accident.happen(&mut pair).await?;
     let before = pair.ends().await?;

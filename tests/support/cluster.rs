@@ -51,9 +51,16 @@ pub struct Options {
     settings: Vec<(String, String)>,
     authentication: Authentication,
     certificates: Option<Certificates>,
+    own_system: bool,
 }
 
 impl Options {
+    /// With a system identifier of its own: the others are copies of one initialised directory.
+    pub fn own_system(mut self) -> Options {
+        self.own_system = true;
+        self
+    }
+
     pub fn set(mut self, name: &str, value: &str) -> Options {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
@@ -95,7 +102,11 @@ impl Cluster {
 
     pub fn start(name: &str, version: Version, options: Options) -> Result<Cluster> {
         let scratch = Scratch::new(name)?;
-        version.fresh_data_directory(&scratch.path().join("data"))?;
+        if options.own_system {
+            version.initialise(&scratch.path().join("data"))?;
+        } else {
+            version.fresh_data_directory(&scratch.path().join("data"))?;
+        }
         fs::create_dir(scratch.path().join("socket"))?;
         give_to_unprivileged(&scratch.path().join("socket"))?;
         let mut cluster = Cluster { scratch, version, port: 0, postmaster: None };

@@ -77,6 +77,18 @@ impl Version {
         Ok(())
     }
 
+    /// `initdb` itself.
+    pub fn initialise(self, data: &Path) -> Result<()> {
+        fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
+        give_to_unprivileged(data)?;
+        run(unprivileged(&self.binaries()?.join("initdb"))
+            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
+            .arg("--pgdata")
+            .arg(data)
+            .current_dir("/"))?;
+        Ok(())
+    }
+
     fn template(self) -> Result<PathBuf> {
         let kept = scratch::kept()?;
         let template = kept.join(format!("data-{}", self.major()));
@@ -84,13 +96,7 @@ impl Version {
             return Ok(template);
         }
         let partial = kept.join(format!("initdb-{}-{}", self.major(), std::process::id()));
-        fs::create_dir_all(&partial).with_context(|| format!("create {}", partial.display()))?;
-        give_to_unprivileged(&partial)?;
-        run(unprivileged(&self.binaries()?.join("initdb"))
-            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
-            .arg("--pgdata")
-            .arg(&partial)
-            .current_dir("/"))?;
+        self.initialise(&partial)?;
         settle(&partial, &template)?;
         Ok(template)
     }

@@ -12,8 +12,17 @@ use crate::checkpoint::{Checkpoint, SourceIdentity, UnixMicros};
 use crate::lsn::Lsn;
 
 /// The state schema. Every statement may run again.
+///
+/// `CREATE SCHEMA IF NOT EXISTS` asks for the right to create schemas before it looks; the daemon's role has none where an
+/// owner made the schema for it.
 pub const STATE_SCHEMA: &str = "
-CREATE SCHEMA IF NOT EXISTS tailwater;
+DO $$
+BEGIN
+    IF to_regnamespace('tailwater') IS NULL THEN
+        CREATE SCHEMA tailwater;
+    END IF;
+END
+$$;
 CREATE TABLE IF NOT EXISTS tailwater.checkpoint (
     source text PRIMARY KEY,
     commit_lsn pg_lsn NOT NULL,

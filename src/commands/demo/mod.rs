@@ -1,0 +1,308 @@
+//! `tailwater demo`: the whole of it on two private Postgres clusters with an online school's data.
+//!
+//! ```text
+//!  writer ──▶ source ──▶ tailwater setup, run (this same binary) ──▶ warehouse ◀── watcher
+//!                                  └── /status ──▶ screen
+//! ```
+//!
+//! Everything is in one scratch directory. Whatever way the demo ends, its processes end with it, and the directory goes;
+//! where it was killed, the next demo removes what was left.
+
+mod cluster;
+mod daemon;
+mod process;
+mod scratch;
+mod screen;
+mod summary;
+mod writer;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_postgres::Client;
+
+use self::cluster::{Binaries, Cluster, random_password};
+use self::daemon::{Daemon, SOURCE, WAREHOUSE};
+use self::scratch::Scratch;
+use self::screen::{Screen, one_line};
+use self::summary::{Ends, Summary, ask};
+use self::writer::{Watcher, Writer};
+use super::{runtime, say_error};
+use crate::cli::{Cli, Demo, Exit};
+use crate::postgres::error::describe;
+use crate::telemetry::human::{count, seconds};
+use crate::telemetry::metrics::TableState;
+use crate::telemetry::status::{SourceState, Status};
+
+const SOURCE_SCHEMA: &str = include_str!("../../../schemas/source/lessons.sql");
+const SOURCE_GRANTS: &str = include_str!("../../../deploy/grants/source.sql");
+const WAREHOUSE_SCHEMA: &str = include_str!("../../../schemas/postgres/lessons.sql");
+const WAREHOUSE_GRANTS: &str = include_str!("../../../deploy/grants/warehouse.sql");
+
+/// 60 courses have 28,800 lessons.
+const COURSES: i32 = 60;
+
+/// The first copy takes a second or two; a loaded machine may need longer.
+const COPY_WITHIN: Duration = Duration::from_secs(180);
+
+/// Between two frames, of the copy and of the table.
+const COPY_FRAME: Duration = Duration::from_millis(50);
+const FRAME: Duration = Duration::from_millis(500);
+
+pub fn run(cli: &Cli, args: &Demo) -> Exit {
+    // Children must be started from a thread that lives as long as the process: `block_on` stays on this one.
+    match runtime().block_on(demo(cli, args)) {
+        Ok(exit) => exit,
+        Err(error) => {
+            say_error(&format!("error: {error:#}"));
+            Exit::Failed
+        }
+    }
+}
+
+async fn demo(cli: &Cli, args: &Demo) -> Result<Exit> {
+    let mut signals = Signals::new()?;
+    let mut screen = Screen::new(cli.color);
+    let mut house = House { daemon: None, clusters: Vec::new(), scratch: Scratch::new()? };
+    let outcome = tokio::select! {
+        biased;
+        () = signals.next() => None,
+        outcome = play(&mut house, &mut screen, args.seconds.map(Duration::from_secs)) => Some(outcome),
+    };
+    screen.settle();
+    let outcome = match outcome {
+        Some(Err(error)) => Some(Err(house.explain(error))),
+        other => other,
+    };
+    if outcome.is_none() {
+        screen.line("\nstopping the daemon and both servers …");
+    }
+    tokio::select! {
+        () = house.close() => {}
+        // Asked twice: at once then. Dropping the house kills what is left in it.
+        () = signals.next() => {}
+    }
+    drop(house);
+    match outcome {
+        None => {
+            screen.line("everything is gone again");
+            Ok(Exit::Done)
+        }
+        Some(outcome) => outcome,
+    }
+}
+
+/// What there is to take down. Dropped, whatever still runs is killed and the directory removed.
+struct House {
+    daemon: Option<Daemon>,
+    clusters: Vec<Cluster>,
+    scratch: Scratch,
+}
+
+impl House {
+    /// The daemon first, as it holds connections to both servers.
+    async fn close(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.stop().await;
+        }
+        let mut clusters = self.clusters.iter_mut();
+        match (clusters.next(), clusters.next()) {
+            (Some(source), Some(warehouse)) => drop(tokio::join!(source.stop(), warehouse.stop())),
+            (Some(only), None) => only.stop().await,
+            (None, _) => {}
+        }
+    }
+
+    /// The error with the daemon's last words, before its log goes away with everything else.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let lines = self.daemon.as_ref().map(Daemon::last_lines).unwrap_or_default();
+        let text = format!("{error:#}");
+        if lines.is_empty() || text.contains(&lines) {
+            error
+        } else {
+            anyhow!("{text}\nthe daemon's last lines:{lines}")
+        }
+    }
+}
+
+/// What asks the demo to end: Ctrl-C, a supervisor, a terminal that is closed.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let of = |kind| signal(kind).context("listen for signals");
+        Ok(Signals([of(SignalKind::interrupt())?, of(SignalKind::terminate())?, of(SignalKind::hangup())?]))
+    }
+
+    /// The next one. Cancel-safe.
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// The play from the first to the last act. May be dropped at any point.
+async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) -> Result<Exit> {
+    let began = Instant::now();
+    let password = random_password()?;
+    make_servers(house, screen).await?;
+    let [source, warehouse] = &house.clusters[..] else { bail!("two servers were not made") };
+    fill(source, warehouse, &password, screen).await?;
+
+    let daemon = house.daemon.insert(Daemon::configure(&house.scratch, source, warehouse, &password)?);
+    daemon.set_up(source).await?;
+    screen.done("setup", "publication, slot, state tables; its roles have the least rights");
+    let writer = Writer::start(source.connect(SOURCE).await?);
+    let warehouse_client = warehouse.connect(WAREHOUSE).await?;
+    daemon.start().await?;
+    screen.done("status", &format!("{}/, as JSON /status, for Prometheus /metrics", daemon.url()));
+    let psql = format!("psql -h {} -p {} -U postgres {WAREHOUSE}", warehouse.socket().display(), warehouse.port);
+    screen.done("warehouse", &psql);
+    screen.line("");
+    watch_copy(daemon, &writer, &warehouse_client, screen).await?;
+    screen
+        .line(&format!("\nstreaming after {}; lessons change all the while\n", seconds(began.elapsed().as_secs_f64())));
+
+    let watcher = Watcher::start(warehouse.connect(WAREHOUSE).await?, writer.newest.clone());
+    watch_stream(daemon, (&writer, &watcher), screen, length).await?;
+
+    screen.settle();
+    screen.line("\nthe writer stops; waiting until all has arrived and the views are refreshed …\n");
+    let last = writer.stop().await?;
+    let delays = watcher.stop().await?;
+    let source_client = source.connect(SOURCE).await?;
+    let ends = Ends { source: &source_client, warehouse: &warehouse_client };
+    let summary = Summary::take(&ends, daemon, &last).await?;
+    let status = daemon.status().await?.unwrap_or_default();
+    screen.line(&summary.render(&last, &status, &delays));
+    if summary.is_equal() {
+        return Ok(Exit::Done);
+    }
+    bail!("source and warehouse differ")
+}
+
+async fn make_servers(house: &mut House, screen: &mut Screen) -> Result<()> {
+    let binaries = Binaries::find()?;
+    for name in ["source", "warehouse"] {
+        house.clusters.push(Cluster::new(name, &house.scratch, &binaries)?);
+    }
+    for cluster in &mut house.clusters {
+        cluster.start(&binaries).await?;
+    }
+    let ports: Vec<String> = house.clusters.iter().map(|cluster| cluster.port.to_string()).collect();
+    screen
+        .done("servers", &format!("PostgreSQL {} twice, ports {} of 127.0.0.1", binaries.version, ports.join(" and ")));
+    screen.done("files", &format!("all in {}", house.scratch.path().display()));
+    Ok(())
+}
+
+/// Schemas, rows and the daemon's role, as an owner would make them.
+async fn fill(source: &Cluster, warehouse: &Cluster, password: &str, screen: &mut Screen) -> Result<()> {
+    for (cluster, database) in [(source, SOURCE), (warehouse, WAREHOUSE)] {
+        execute(&cluster.connect("postgres").await?, &format!("CREATE DATABASE {database}")).await?;
+    }
+    let (source, warehouse) = (source.connect(SOURCE).await?, warehouse.connect(WAREHOUSE).await?);
+    let role_password = format!("ALTER ROLE tailwater PASSWORD '{password}'");
+    for sql in [WAREHOUSE_SCHEMA, WAREHOUSE_GRANTS, &role_password] {
+        execute(&warehouse, sql).await.context("prepare the warehouse")?;
+    }
+    for sql in [SOURCE_SCHEMA, SOURCE_GRANTS, &role_password] {
+        execute(&source, sql).await.context("prepare the source")?;
+    }
+    let rows = ask(&source, &format!("SELECT public.lessons_generate({COURSES})")).await.context("make lessons")?;
+    let lessons: i64 = rows.first().context("lessons_generate returns a row")?.get(0);
+    // The copies' progress bars go by the planner's estimates.
+    execute(&source, "ANALYZE").await?;
+    screen.done(
+        "source",
+        &format!("{} lessons of {COURSES} courses; a writer will change them", count(lessons.unsigned_abs())),
+    );
+    Ok(())
+}
+
+async fn execute(client: &Client, sql: &str) -> Result<()> {
+    client.batch_execute(sql).await.map_err(|error| anyhow!("{}", describe(&error)))
+}
+
+/// Until every table streams.
+async fn watch_copy(daemon: &mut Daemon, writer: &Writer, warehouse: &Client, screen: &mut Screen) -> Result<()> {
+    let began = Instant::now();
+    let mut bars = screen.bars();
+    loop {
+        let status = daemon.status().await?.unwrap_or_default();
+        bars.show(&status);
+        refuse_trouble(&status)?;
+        if !status.tables.is_empty() && status.tables.iter().all(|table| table.state == TableState::Streaming) {
+            break;
+        }
+        if writer.has_failed() {
+            bail!("the writer failed during the first copy");
+        }
+        if began.elapsed() > COPY_WITHIN {
+            bail!("the first copy is not done after {} s", COPY_WITHIN.as_secs());
+        }
+        tokio::time::sleep(COPY_FRAME).await;
+    }
+    let rows = ask(warehouse, "SELECT target, rows FROM tailwater.table_state ORDER BY target").await?;
+    let copied: Vec<(String, u64)> = rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).unsigned_abs())).collect();
+    bars.finish(&copied);
+    drop(bars);
+    if screen.is_terminal() {
+        // The bars leave the cursor behind the last of them.
+        screen.line("");
+    }
+    if !screen.is_terminal() {
+        for (table, rows) in copied {
+            screen.done("copied", &format!("{table}: {} rows", count(rows)));
+        }
+    }
+    Ok(())
+}
+
+/// What a demo cannot go on with.
+fn refuse_trouble(status: &Status) -> Result<()> {
+    for source in &status.sources {
+        if let SourceState::Halted { reason, hint } = &source.state {
+            bail!("the daemon halted: {}\nhint: {hint}", reason.replace('_', " "));
+        }
+    }
+    match status.tables.iter().find(|table| table.state == TableState::Quarantined) {
+        Some(table) => bail!("table {} is quarantined: {}", table.table, table.reason.as_deref().unwrap_or_default()),
+        None => Ok(()),
+    }
+}
+
+/// Until the time is over, if it ever is.
+async fn watch_stream(
+    daemon: &mut Daemon,
+    (writer, watcher): (&Writer, &Watcher),
+    screen: &mut Screen,
+    length: Option<Duration>,
+) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let status = daemon.status().await?.unwrap_or_default();
+        refuse_trouble(&status)?;
+        let left = length.map(|length| length.saturating_sub(began.elapsed()));
+        if left.is_some_and(|left| left.is_zero()) || writer.has_failed() || watcher.has_failed() {
+            return Ok(());
+        }
+        let seen = watcher.last.borrow().clone().map_or_else(
+            || "looking for the first change".to_owned(),
+            |seen| format!("{}, visible in the warehouse after {}", seen.what, seconds(seen.delay.as_secs_f64())),
+        );
+        let end = left.map_or_else(
+            || "Ctrl-C ends it".to_owned(),
+            |left| format!("ends in {} s, Ctrl-C ends it now", left.as_secs() + 1),
+        );
+        let below =
+            [format!("just now    {seen}"), format!("status      {}/", daemon.url()), format!("            {end}")];
+        screen.frame(&status, &below, &format!("{}; {seen}", one_line(&status)));
+        tokio::time::sleep(left.map_or(FRAME, |left| left.min(FRAME))).await;
+    }
+}
