@@ -18,6 +18,7 @@ pub struct Begin {
 }
 
 /// One change of a row, or of whole tables.
+#[derive(Clone, Copy)]
 pub enum Change<'a> {
     Insert { new: Tuple<'a> },
     Update { old: Option<Old<'a>>, new: Tuple<'a> },

@@ -159,7 +159,7 @@ pub struct Replay {
     #[arg(long, value_name = "NAME", conflicts_with = "to")]
     pub sink: Option<String>,
 
-    /// Print the changes instead of applying them
+    /// Print the changes instead of applying them, as `tail --json` does
     #[arg(long, value_name = "WHERE", value_enum)]
     pub to: Option<ReplayTo>,
 
@@ -179,7 +179,9 @@ pub enum ReplayTo {
     tailwater tail\n  \
     tailwater tail --table public.course --json\n  \
     tailwater tail --from-lsn 0/16B3748\n\n\
-    Reads the journal that the daemon writes: it takes no slot and slows nothing. Row values are printed.")]
+    Reads the journal that the daemon writes: it takes no slot and slows nothing. A line says position, kind, table and key;\n\
+    with --json it is the whole change, values as Postgres's to_json gives them in UTC. Values of text columns, and types\n\
+    that the source sends as text, are strings; types without a JSON form are their bytes in hexadecimal, \\x....")]
 pub struct Tail {
     /// The source to follow [default: the only one]
     #[arg(long, value_name = "NAME")]
@@ -209,7 +211,7 @@ pub struct Schema {
 
 #[derive(Subcommand, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SchemaOf {
-    /// Target tables that the mappings need and the sink lacks, as SQL from the source's catalog
+    /// The target tables that the mappings ask for, as SQL; only the sources are asked
     #[command(after_help = "Example:\n  tailwater schema ddl | psql -h dwh.internal dwh")]
     Ddl,
     /// The JSON Schema of mapping files, for completion in an editor
@@ -226,7 +228,7 @@ pub struct Journal {
 
 #[derive(Subcommand, Debug)]
 pub enum JournalVerb {
-    /// List segments: positions, times, bytes, and who still needs them
+    /// List segments: positions, times and sizes; works beside a running daemon
     #[command(after_help = "Examples:\n  tailwater journal ls\n  tailwater journal ls --source lms --json")]
     Ls {
         /// Only this source's [default: all]

@@ -22,6 +22,7 @@ pub mod tuple;
 pub mod assemble;
 pub mod frame;
 pub mod pgoutput;
+pub mod value;
 // Floor 2: configuration and mapping, pure.
 pub mod config;
 pub mod mapping;

@@ -36,6 +36,13 @@ pub enum Patience {
 
 /// Connects to every configured end and reads its catalog.
 pub async fn connect_all(config: &Config, patience: Patience) -> Ends {
+    let mut ends = connect_sources(config, patience).await;
+    connect_sinks(config, patience, &mut ends).await;
+    ends
+}
+
+/// Connects to the sources only.
+pub async fn connect_sources(config: &Config, patience: Patience) -> Ends {
     let mut ends = Ends::default();
     for name in config.sources.keys() {
         let what = format!("source \"{name}\"");
@@ -45,6 +52,10 @@ pub async fn connect_all(config: &Config, patience: Patience) -> Ends {
             ends.sources.insert(name.clone(), client);
         }
     }
+    ends
+}
+
+async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {
     for (name, sink) in &config.sinks {
         let SinkConfig::Postgres(_) = sink;
         let what = format!("sink \"{name}\"");
@@ -54,7 +65,6 @@ pub async fn connect_all(config: &Config, patience: Patience) -> Ends {
             ends.sinks.insert(name.clone(), client);
         }
     }
-    ends
 }
 
 /// Connects and reads; what does not pass with time is a finding.

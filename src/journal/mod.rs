@@ -35,6 +35,7 @@
 
 mod compress;
 mod cursor;
+mod follow;
 mod format;
 mod listing;
 mod reader;
@@ -57,6 +58,7 @@ use crate::checkpoint::UnixMicros;
 use crate::frame::Boundary;
 use crate::lsn::Lsn;
 
+pub use follow::{Follower, Start, follow};
 pub use listing::{SegmentInfo, list};
 pub use reader::{Item, Reader};
 
@@ -179,6 +181,21 @@ impl JournalError {
     }
 }
 
+/// Keeps daemons out of a journal until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    /// Held for its drop.
+    _dir: std::fs::File,
+}
+
+/// Locks a journal's directory without opening the journal, for a [`follow`]er that wants nobody to write meanwhile.
+///
+/// # Errors
+/// `Locked` if a daemon has it.
+pub fn lock(dir: &Path) -> Result<Lock, JournalError> {
+    Ok(Lock { _dir: writer::lock_dir(dir)? })
+}
+
 /// One source's journal; clones share it. Dropping the last one ends the compression thread and frees the directory.
 #[derive(Clone)]
 pub struct Journal {
@@ -201,7 +218,7 @@ struct Shared {
 
 impl Shared {
     fn segments(&self) -> MutexGuard<'_, Segments> {
-        lock(&self.segments)
+        guard(&self.segments)
     }
 }
 
@@ -230,12 +247,12 @@ impl Journal {
     /// The stream starts, or starts again, at `at`. At the journal's end the journal continues, and readers are told to
     /// forget a transaction left open there, since the server sends it again whole. After the end there is a gap, and
     /// what is held begins anew at `at`; older segments stay on disk but are never joined over the gap, and readers from
-    /// before it end with `NotHeld`.
+    /// before it end with `NotHeld`. Segments are deleted only after this was called: take every [`Hold`] first.
     ///
     /// # Errors
     /// `BeginsBefore` if `at` is held already: the caller's bug.
     pub fn begin(&self, at: Lsn) -> Result<(), JournalError> {
-        lock(&self.inner.writer).begin(at)
+        guard(&self.inner.writer).begin(at)
     }
 
     /// Writes a block and shows it to readers, which may see it in two pieces. Called by the stream's thread.
@@ -243,7 +260,7 @@ impl Journal {
     /// # Errors
     /// After `NoSpace` and `Io` the file is as before, and the same block may be appended again later.
     pub fn append(&self, block: Block) -> Result<(), JournalError> {
-        lock(&self.inner.writer).append(block)
+        guard(&self.inner.writer).append(block)
     }
 
     /// Makes everything appended so far durable, also by an earlier process, and returns the end of the last transaction
@@ -252,7 +269,7 @@ impl Journal {
     /// # Errors
     /// After a failed sync the journal is `Broken`: the kernel may have dropped what it could not write.
     pub fn sync(&self) -> Result<Lsn, JournalError> {
-        lock(&self.inner.writer).sync()
+        guard(&self.inner.writer).sync()
     }
 
     /// Whether the stream may go on reading: false at `max_bytes` while every segment is still needed. A hold at the
@@ -316,6 +333,6 @@ impl Drop for Hold {
 }
 
 /// A thread that panicked while it held the lock left nothing half done that the others could not go on from.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -340,7 +340,7 @@ impl Tape {
 }
 
 /// The block up to its last boundary between transactions.
-fn without_open_tail(mut block: Block) -> Block {
+pub(super) fn without_open_tail(mut block: Block) -> Block {
     if !block.end.in_transaction {
         return block;
     }

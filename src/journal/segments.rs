@@ -69,6 +69,8 @@ pub(super) struct Segments {
     retention: Duration,
     holds: BTreeMap<u64, (String, Lsn)>,
     next_hold: u64,
+    /// Nothing is deleted before the stream begins: until then those who need segments may not have said so.
+    may_delete: bool,
 }
 
 /// What a block in memory costs beside its bytes.
@@ -87,6 +89,7 @@ impl Segments {
             retention: options.retention,
             holds: BTreeMap::new(),
             next_hold: 0,
+            may_delete: false,
         }
     }
 
@@ -222,9 +225,17 @@ impl Segments {
         }
     }
 
+    /// The stream began.
+    pub(super) fn let_delete(&mut self) {
+        self.may_delete = true;
+    }
+
     /// Takes out the segments that may go and should: too old, or over the cap; oldest first, and none behind one
     /// that stays.
     pub(super) fn take_deletable(&mut self) -> Vec<PathBuf> {
+        if !self.may_delete {
+            return Vec::new();
+        }
         let now = SystemTime::now();
         // Before the last gap nothing can be read into the present, so no hold can mean it.
         let mut behind_gap = self.run_start();

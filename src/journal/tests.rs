@@ -15,6 +15,7 @@ use crate::lsn::Lsn;
 use super::{Block, Item, Journal, JournalError, Options, Reader};
 
 mod damage;
+mod following;
 mod keeping;
 mod reading;
 

@@ -99,6 +99,7 @@ impl Writer {
                 self.start_segment(Boundary::new(at), Origin::Fresh)?;
             }
         }
+        self.shared.segments().let_delete();
         self.news.send_replace(());
         Ok(())
     }
@@ -353,7 +354,7 @@ fn salt() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{START, Scratch, filled, next_block, read_from, simple_transactions, stream};
-    use super::super::{Journal, lock};
+    use super::super::{Journal, guard};
     use super::*;
 
     #[test]
@@ -364,7 +365,7 @@ mod tests {
         let next = next_block(&stream(&source, source[4].end), Boundary::new(source[4].end), usize::MAX);
         {
             // Takes no byte, and cannot be cut either.
-            let mut writer = lock(&journal.inner.writer);
+            let mut writer = guard(&journal.inner.writer);
             let open = writer.open.as_mut().expect("begun");
             open.file = OpenOptions::new().append(true).open("/dev/full").expect("every Linux has it");
         }

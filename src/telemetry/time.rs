@@ -1,6 +1,7 @@
 //! Times of day as people write and read them, in UTC: RFC 3339, without a time zone database.
 
 use crate::checkpoint::UnixMicros;
+use crate::value::calendar::{civil_from_days, days_from_civil};
 
 const MICROS_PER_SECOND: i64 = 1_000_000;
 const SECONDS_PER_DAY: i64 = 86_400;
@@ -73,45 +74,6 @@ fn fraction_micros(digits: &str) -> Option<i64> {
         return None;
     }
     format!("{digits:0<6}").parse().ok()
-}
-
-/// Days of the years before `year`, counted from year 0 of the proleptic Gregorian calendar.
-fn days_before_year(year: i64) -> i64 {
-    let past = year - 1;
-    year * 365 + past.div_euclid(4) - past.div_euclid(100) + past.div_euclid(400) + 1
-}
-
-fn month_lengths(year: i64) -> [i64; 12] {
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
-}
-
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let whole_months = usize::try_from(month - 1).unwrap_or(0);
-    let before: i64 = month_lengths(year).iter().take(whole_months).sum();
-    days_before_year(year) - days_before_year(1970) + before + day - 1
-}
-
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let since_zero = days + days_before_year(1970);
-    // 146,097 days are 400 years; the guess is at most one year off.
-    let mut year = (since_zero * 400).div_euclid(146_097);
-    while days_before_year(year) > since_zero {
-        year -= 1;
-    }
-    while days_before_year(year + 1) <= since_zero {
-        year += 1;
-    }
-    let mut left = since_zero - days_before_year(year);
-    let mut month = 1;
-    for length in month_lengths(year) {
-        if left < length {
-            break;
-        }
-        left -= length;
-        month += 1;
-    }
-    (year, month, left + 1)
 }
 
 #[cfg(test)]

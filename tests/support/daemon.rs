@@ -142,6 +142,17 @@ impl Home {
         Ok(outcome.stdout)
     }
 
+    /// Starts a command that runs until it is killed.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Running> {
+        let stdout_path = self.path().join("running.out");
+        let child = self
+            .tailwater(arguments)
+            .stdout(File::create(&stdout_path)?)
+            .spawn()
+            .with_context(|| format!("start {BINARY}"))?;
+        Ok(Running { child, stdout_path })
+    }
+
     /// Creates publication, slot and target tables as a new user would.
     pub fn setup(&self) -> Result<()> {
         self.must(&["setup", "--create-targets"]).map(drop)
@@ -163,6 +174,26 @@ impl Home {
             .spawn()
             .with_context(|| format!("start {BINARY}"))?;
         Ok(Daemon { child, log_path, http_port: self.http_port })
+    }
+}
+
+/// A running command other than the daemon. Dropped, it is killed.
+pub struct Running {
+    child: Child,
+    stdout_path: PathBuf,
+}
+
+impl Running {
+    /// What it has printed so far.
+    pub fn stdout(&self) -> Result<String> {
+        Ok(fs::read_to_string(&self.stdout_path)?)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -200,3 +200,16 @@ fn void_transaction_leaves_no_trace_once_compressed() {
     assert!(listed[0].frame_bytes < 1_500, "{listed:?}");
     assert_eq!(read_from(&journal, START).expect("readable"), source);
 }
+
+#[test]
+fn nothing_is_deleted_before_the_stream_begins() {
+    let scratch = Scratch::new();
+    let source = simple_transactions(60);
+    drop(filled(scratch.options(), &source, 300));
+    let journal = Journal::open(Options { retention: Duration::ZERO, ..scratch.options() }).expect("open");
+    assert!(journal.has_room());
+    wait_until("compression", || compressed_count(&scratch) + 1 == scratch.segments().len());
+    assert_eq!(read_from(&journal, START).expect("all is kept"), source);
+    journal.begin(source[59].end).expect("begin");
+    assert!(journal.inner.shared.segments().take_deletable().len() > 1);
+}

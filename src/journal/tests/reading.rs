@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::{Follower, Start, follow};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -52,6 +53,8 @@ struct Run<'a> {
     unsent: Vec<u8>,
     boundary: Boundary,
     readers: Vec<(Lsn, Reader, Assembled)>,
+    /// These know the directory only, and live on when the process does not.
+    followers: Vec<(Lsn, Follower, Assembled)>,
 }
 
 impl Run<'_> {
@@ -92,10 +95,16 @@ impl Run<'_> {
                 let from = Lsn(held.first.0 + held.end.end_lsn.bytes_since(held.first) * u64::from(part) / 255);
                 let reader = self.journal().reader(from).expect("held");
                 self.readers.push((from, reader, Assembled::default()));
+                let follower = follow(&self.options.dir, Start::At(from)).expect("held");
+                self.followers.push((from, follower, Assembled::default()));
             }
             Step::Read(count) => {
                 for (_, reader, assembled) in &mut self.readers {
                     let items = (0..count).map_while(|_| reader.try_next().expect("readable"));
+                    items.for_each(|item| assembled.take(item));
+                }
+                for (_, follower, assembled) in &mut self.followers {
+                    let items = (0..count).map_while(|_| follower.try_next().expect("readable"));
                     items.for_each(|item| assembled.take(item));
                 }
             }
@@ -110,6 +119,14 @@ impl Run<'_> {
             let expected: Vec<Transaction> =
                 self.source.iter().filter(|one| one.end > *from && one.end <= end).cloned().collect();
             assert_eq!(assembled.after(*from), expected, "from {from} in {:?}", self.scratch.segments());
+        }
+        for (from, follower, assembled) in &mut self.followers {
+            while let Some(item) = follower.try_next().expect("readable") {
+                assembled.take(item);
+            }
+            let expected: Vec<Transaction> =
+                self.source.iter().filter(|one| one.end > *from && one.end <= end).cloned().collect();
+            assert_eq!(assembled.after(*from), expected, "followed from {from} in {:?}", self.scratch.segments());
         }
     }
 }
@@ -127,8 +144,9 @@ proptest! {
         let scratch = Scratch::new();
         let options = Options { segment_bytes, memory_bytes, ..scratch.options() };
         let journal = Some(Journal::open(options.clone()).expect("open"));
-        let (unsent, boundary, readers) = (Vec::new(), Boundary::new(START), Vec::new());
-        let mut run = Run { scratch: &scratch, options, source: &source, journal, unsent, boundary, readers };
+        let (unsent, boundary) = (Vec::new(), Boundary::new(START));
+        let (readers, followers) = (Vec::new(), Vec::new());
+        let mut run = Run { scratch: &scratch, options, source: &source, journal, unsent, boundary, readers, followers };
         run.connect();
         for step in &steps {
             run.step(step);
