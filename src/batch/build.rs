@@ -136,9 +136,10 @@ impl Builder {
         self.routes[plan_index].taking = taking;
     }
 
-    /// Inserts no longer prove that the target lacks the key: while catching up, replaying, or after a conflict.
-    pub fn distrust_inserts(&mut self, plan_index: usize) {
-        self.routes[plan_index].trusts_inserts = false;
+    /// Whether an insert proves that the target lacks the key. Not so while a table catches up, in a replay, or after a
+    /// conflict.
+    pub fn set_trust(&mut self, plan_index: usize, trusts_inserts: bool) {
+        self.routes[plan_index].trusts_inserts = trusts_inserts;
     }
 
     /// Leaves out transactions that commit at this LSN or later: for catching up to a checkpoint.

@@ -131,6 +131,18 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A batch without rows that records a checkpoint.
+    pub fn checkpoint_only(checkpoint: Checkpoint) -> Batch {
+        Batch {
+            blocks: Vec::new(),
+            transactions: Vec::new(),
+            tables: Vec::new(),
+            end: BatchEnd::Commit(checkpoint),
+            commits: 0,
+            oldest_commit_ts: None,
+        }
+    }
+
     /// Changes of the source in all tables, before folding.
     pub fn changes(&self) -> u64 {
         self.tables.iter().map(|table| table.counts.total()).sum()

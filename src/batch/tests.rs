@@ -96,7 +96,7 @@ fn run(history: &History, setup: &Setup) -> Result<(), TestCaseError> {
     let from = snapshot.map_or(Lsn::ZERO, |last| last.end_lsn);
     builder.set_taking(0, Taking::From(from));
     if !setup.trusts_inserts {
-        builder.distrust_inserts(0);
+        builder.set_trust(0, false);
     }
     let expected = expected(history, setup);
     let mut target = Target::new(snapshot.map(|last| Rows::of_source(&last.source_after)).unwrap_or_default());

@@ -40,6 +40,8 @@ pub struct Tables {
     pub plans: Vec<usize>,
     /// The copy's point.
     pub lsn: Lsn,
+    /// Where the copy ended; the tables are whole from there on.
+    pub until: Lsn,
     /// Keeps in the journal what they still need; dropped when they have joined.
     pub hold: Hold,
 }
@@ -83,6 +85,8 @@ struct Session {
     queue: VecDeque<Tables>,
     /// Announced changes of the sink's open transaction.
     touches: Vec<Touch>,
+    /// Plans that joined the stream and are whole once the sink's checkpoint reaches this.
+    settling: Vec<(usize, Lsn)>,
 }
 
 /// Why a session ended.
@@ -201,6 +205,7 @@ impl Applier {
             started_at: Instant::now(),
             queue: VecDeque::new(),
             touches: Vec::new(),
+            settling: Vec::new(),
         };
         self.resume_tables(&mut session, &SinkTables::new(&self.link, tables)).await?;
         Ok(session)
@@ -337,6 +342,7 @@ impl Applier {
                 self.prove(&durable);
                 self.relax(session, durable.checkpoint().end_lsn);
                 session.touches.clear();
+                self.settle(session).await?;
                 Ok(())
             }
             Ok(None) => {
@@ -344,17 +350,24 @@ impl Applier {
                 self.observed.count(batch);
                 Ok(())
             }
-            Err(ApplyError::Transient { message }) => {
+            Err(error) => self.failed(session, error).await,
+        }
+    }
+
+    /// What a batch's failure means for the session: it never goes on.
+    async fn failed(&mut self, session: &Session, error: ApplyError) -> Result<(), Over> {
+        match error {
+            ApplyError::Transient { message } => {
                 self.observed.error(Stage::Apply, "transient", &self.link.name, &message);
                 warn!(sink = %self.link.name, error = %message, "batch not applied, will be tried again");
                 Err(Over::Again { wait: true })
             }
-            Err(ApplyError::Fenced { .. }) => Err(Over::End(End::fenced(&self.link.name))),
-            Err(ApplyError::Fatal { message }) => {
+            ApplyError::Fenced { .. } => Err(Over::End(End::fenced(&self.link.name))),
+            ApplyError::Fatal { message } => {
                 self.observed.error(Stage::Apply, "fatal", &self.link.name, &message);
                 Err(Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))
             }
-            Err(ApplyError::Table { plan_index, sqlstate, message }) => {
+            ApplyError::Table { plan_index, sqlstate, message } => {
                 let reached = session.builder.reached().end_lsn.max(session.sent.end_lsn);
                 self.table_failed(plan_index, sqlstate.as_deref(), &message, reached).await
             }

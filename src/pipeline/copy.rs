@@ -76,8 +76,8 @@ pub async fn run(mut job: CopyJob, hold: Hold, joined: mpsc::Sender<Tables>) -> 
             _ = stop.changed() => return End::Stopped,
         };
         match attempt {
-            Ok(lsn) => {
-                let tables = Tables { plans: std::mem::take(&mut job.plans), lsn, hold };
+            Ok((lsn, until)) => {
+                let tables = Tables { plans: std::mem::take(&mut job.plans), lsn, until, hold };
                 // Nobody receives only when the daemon is on its way out.
                 let _ = joined.send(tables).await;
                 return End::Stopped;
@@ -108,7 +108,7 @@ pub async fn run(mut job: CopyJob, hold: Hold, joined: mpsc::Sender<Tables>) -> 
 }
 
 /// One attempt at all tables, under one snapshot.
-async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<Lsn, Broken> {
+async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), Broken> {
     // All that ends here is before the snapshot; the journal keeps what comes after.
     hold.set(job.shared.stream.received().min(job.shared.journal.held().map_or(Lsn::ZERO, |held| held.end.end_lsn)));
     let again = |message: String| Broken::Again(message);
@@ -126,12 +126,13 @@ async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<Lsn, Broken> {
     }
     let targets: Vec<&Plan> = job.plans.iter().map(|&plan| job.link.plans[plan].as_ref()).collect();
     let control = loaders.first().ok_or_else(|| again("no connection".to_owned()))?;
-    control.finish(&targets).await.map_err(|error| broken(job, None, error))?;
+    let until = snapshot.end(&job.url).await?;
+    control.finish(&targets, until).await.map_err(|error| broken(job, None, error))?;
     for &plan_index in &job.plans {
         job.observed.table_state(plan_index, TableState::Catchup);
         job.observed.copied(plan_index);
     }
-    Ok(lsn)
+    Ok((lsn, until))
 }
 
 /// Parents before children, so that foreign keys hold at every step.

@@ -119,6 +119,19 @@ impl Snapshot {
         &self.readers
     }
 
+    /// A position after everything that the readers may have seen, though the snapshot should not show it: a TRUNCATE or a
+    /// rewrite takes rows away from older snapshots too. A message makes the stream pass there soon.
+    ///
+    /// # Errors
+    /// The source does not answer.
+    pub async fn end(&self, url: &PgUrl) -> Result<Lsn, SnapshotError> {
+        let client = connect(url, "tailwater copy").await?.client;
+        let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+                   ELSE pg_logical_emit_message(true, 'tailwater.copied', '') END::text";
+        let lsn: String = client.query_one(sql, &[]).await?.get(0);
+        lsn.parse().map_err(|_| SnapshotError::Answer("the source's position is no LSN".to_owned()))
+    }
+
     /// Cuts a table into chunks; of a partitioned one, all its leaves.
     ///
     /// # Errors

@@ -159,7 +159,7 @@ impl<'a> Replaying<'a> {
         let mut sink = PostgresSink::new(self.client, setup);
         for &(plan_index, lsn) in &self.tables {
             builder.set_taking(plan_index, Taking::From(lsn));
-            builder.distrust_inserts(plan_index);
+            builder.set_trust(plan_index, false);
             sink.set_tolerant(plan_index, true);
         }
         // Nobody writes meanwhile, so there is no restart among what it yields.

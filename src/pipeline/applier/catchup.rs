@@ -4,77 +4,110 @@ use bytes::Bytes;
 use tracing::{info, warn};
 
 use super::{Applier, Over, Session, Tables};
-use crate::batch::{BatchEnd, Builder, Taken, Taking};
+use crate::batch::{Batch, BatchEnd, Builder, Taken, Taking};
 use crate::checkpoint::Checkpoint;
 use crate::journal::Item;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
 use crate::pipeline::link::SinkTables;
+use crate::postgres::error::describe;
 use crate::sink::postgres::state::{self, TableState};
 
 impl Applier {
     /// Tables join the stream where they left it.
     pub(super) async fn resume_tables(&mut self, session: &mut Session, tables: &SinkTables) -> Result<(), Over> {
-        let mut waiting = Vec::new();
         for (plan_index, stored) in tables.by_plan.iter().enumerate() {
             let Some(stored) = stored else { continue };
+            self.observed.table_state(plan_index, stored.state);
             match stored.state {
                 TableState::Streaming => session.builder.set_taking(plan_index, Taking::From(stored.lsn)),
-                TableState::Catchup => waiting.push((plan_index, stored.lsn)),
+                TableState::Catchup if stored.joined => self.follow(session, plan_index, stored.lsn, stored.until),
+                TableState::Catchup => {
+                    let hold = self.shared.journal.hold("catch up");
+                    hold.set(stored.lsn);
+                    let (lsn, until) = (stored.lsn, stored.until);
+                    session.queue.push_back(Tables { plans: vec![plan_index], lsn, until, hold });
+                }
                 TableState::Pending | TableState::Copying | TableState::Paused | TableState::Quarantined => {}
             }
-            self.observed.table_state(plan_index, stored.state);
         }
         for &plan_index in &self.merging {
             if let Some(sink) = &mut session.sink {
                 sink.merge_inserts(plan_index);
             }
         }
-        for (plan_index, lsn) in waiting {
-            let hold = self.shared.journal.hold("catch up");
-            hold.set(lsn);
-            session.queue.push_back(Tables { plans: vec![plan_index], lsn, hold });
-        }
-        Ok(())
+        self.settle(session).await
     }
 
     /// Copied tables catch up from the snapshot's point to the sink's checkpoint and join the stream there.
+    ///
+    /// All of it is one transaction of the sink: a catch-up that is cut short begins again from the untouched copy, for
+    /// applying changes twice could take a moved row's value from where another row is by now.
     pub(super) async fn join_tables(&mut self, session: &mut Session, tables: Tables) -> Result<(), Over> {
-        let Tables { plans, lsn, hold } = tables;
+        let Tables { plans, lsn, until, hold } = tables;
+        let targets: Vec<_> = plans.iter().map(|&plan| state::name_text(&self.link.plans[plan].target)).collect();
+        let Some(sink) = &mut session.sink else { return Ok(()) };
+        if let Err(error) = sink.begin().await {
+            return self.failed(session, error).await;
+        }
         if session.sent.end_lsn > lsn {
             self.catch_up(session, &plans, lsn).await?;
         }
-        for &plan_index in &plans {
-            session.builder.set_taking(plan_index, Taking::From(lsn));
-        }
         let Some(sink) = &mut session.sink else { return Ok(()) };
+        if let Err(error) = state::write_joined(sink.client(), &self.link.source, &targets).await {
+            warn!(sink = %self.link.name, error = %describe(&error), "table state not written");
+            return Err(Over::Again { wait: true });
+        }
+        if let Err(error) = sink.apply(&Batch::checkpoint_only(session.sent)).await {
+            return self.failed(session, error).await;
+        }
         for &plan_index in &plans {
-            sink.set_tolerant(plan_index, false);
-            let plan = self.link.plans[plan_index].clone();
-            let written = state::write_table(
-                sink.client(),
-                &plan.source,
-                &plan.from,
-                &plan.target,
-                TableState::Streaming,
-                lsn,
-                None,
-            );
-            if let Err(error) = written.await {
-                warn!(sink = %self.link.name, error = %crate::postgres::error::describe(&error), "table state not written");
-                return Err(Over::Again { wait: true });
-            }
-            self.observed.table_state(plan_index, TableState::Streaming);
-            info!(sink = %self.link.name, table = %plan.target, %lsn, "table streams");
+            self.follow(session, plan_index, lsn, until);
+            info!(sink = %self.link.name, table = %self.link.plans[plan_index].target, %lsn, %until, "table joins the stream");
         }
         drop(hold);
+        self.settle(session).await
+    }
+
+    /// The table takes changes from the stream; it is whole once the checkpoint reaches `until`.
+    fn follow(&self, session: &mut Session, plan_index: usize, lsn: Lsn, until: Lsn) {
+        session.builder.set_taking(plan_index, Taking::From(lsn));
+        session.builder.set_trust(plan_index, false);
+        session.settling.push((plan_index, until));
+        self.observed.table_state(plan_index, TableState::Catchup);
+        if let Some(sink) = &mut session.sink {
+            sink.set_tolerant(plan_index, true);
+        }
+    }
+
+    /// Tables whose copy ended before the sink's checkpoint are whole.
+    pub(super) async fn settle(&mut self, session: &mut Session) -> Result<(), Over> {
+        let Some(sink) = &mut session.sink else { return Ok(()) };
+        let reached = sink.durable().checkpoint().end_lsn;
+        let (whole, waiting) =
+            std::mem::take(&mut session.settling).into_iter().partition(|(_, until)| *until <= reached);
+        session.settling = waiting;
+        let whole: Vec<(usize, Lsn)> = whole;
+        for &(plan_index, _) in &whole {
+            let plan = self.link.plans[plan_index].clone();
+            let written = state::write_streaming(sink.client(), &plan.source, &plan.target);
+            if let Err(error) = written.await {
+                warn!(sink = %self.link.name, error = %describe(&error), "table state not written");
+                return Err(Over::Again { wait: true });
+            }
+            sink.set_tolerant(plan_index, false);
+            session.builder.set_trust(plan_index, true);
+            self.observed.table_state(plan_index, TableState::Streaming);
+            info!(sink = %self.link.name, table = %plan.target, "table streams");
+        }
+        let plans: Vec<_> = whole.into_iter().map(|(plan_index, _)| plan_index).collect();
         self.link.mark(&plans);
         Ok(())
     }
 
-    /// Applies what the journal holds for these tables between their snapshot and the sink's checkpoint. May run again
-    /// from the start after a crash: the changes are idempotent, and the checkpoint does not move.
-    pub(super) async fn catch_up(&mut self, session: &mut Session, plans: &[usize], from: Lsn) -> Result<(), Over> {
+    /// Applies what the journal holds for these tables between their snapshot and the sink's checkpoint, into the sink's
+    /// open transaction.
+    async fn catch_up(&mut self, session: &mut Session, plans: &[usize], from: Lsn) -> Result<(), Over> {
         let at = session.sent;
         let mut reader = self.shared.journal.reader(from).map_err(|gap| Over::End(End::gap(&self.link.name, &gap)))?;
         let start = Checkpoint { commit_lsn: from, end_lsn: from, ordinal: 0, commit_ts: None };
@@ -82,8 +115,7 @@ impl Applier {
         builder.stop_at(at.end_lsn);
         for &plan_index in plans {
             builder.set_taking(plan_index, Taking::From(from));
-            builder.distrust_inserts(plan_index);
-            self.observed.table_state(plan_index, TableState::Catchup);
+            builder.set_trust(plan_index, false);
             if let Some(sink) = &mut session.sink {
                 sink.set_tolerant(plan_index, true);
             }
@@ -109,15 +141,12 @@ impl Applier {
                 }
             }
             if builder.is_full() || (ended && rest.is_none()) {
-                let mut batch = builder.take();
-                if let BatchEnd::Commit(_) = batch.end {
-                    batch.end = BatchEnd::Commit(at);
-                }
+                let batch = Batch { end: BatchEnd::Open, ..builder.take() };
                 let Some(sink) = &mut session.sink else { return Ok(()) };
                 let result = sink.apply(&batch).await;
                 self.observed.count(&batch);
                 if let Err(error) = result {
-                    return self.applied(session, &batch, Err(error)).await;
+                    return self.failed(session, error).await;
                 }
             }
         }

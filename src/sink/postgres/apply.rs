@@ -56,6 +56,16 @@ impl PostgresSink {
         Ok(Some(Durable::new(&self.name, checkpoint)))
     }
 
+    /// Begins the sink's transaction ahead of the first batch in it.
+    ///
+    /// # Errors
+    /// The sink does not answer.
+    pub async fn begin(&mut self) -> Result<(), ApplyError> {
+        self.client.batch_execute("BEGIN").await.map_err(ApplyError::control)?;
+        self.in_transaction = true;
+        Ok(())
+    }
+
     /// Sends everything and waits for all answers.
     async fn fly(&self, batch: &Batch, jobs: &[Job<'_>], commit: Option<Checkpoint>) -> Result<(), ApplyError> {
         let mut flights: Vec<Flight<'_>> = Vec::new();

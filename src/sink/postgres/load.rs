@@ -133,18 +133,18 @@ impl Loader {
         Ok(rows)
     }
 
-    /// All chunks of these tables are in: they wait to join the stream at the snapshot's point.
+    /// All chunks of these tables are in: they wait to join the stream at the snapshot's point, and are whole at `until`.
     ///
     /// # Errors
     /// The sink refuses, or another daemon has taken over.
-    pub async fn finish(&self, plans: &[&Plan]) -> Result<(), LoadError> {
+    pub async fn finish(&self, plans: &[&Plan], until: Lsn) -> Result<(), LoadError> {
         let targets: Vec<_> = plans.iter().map(|plan| name_text(&plan.target)).collect();
         let done = self
             .client
             .execute(
-                "UPDATE tailwater.table_state SET state = 'catchup', updated_at = now() \
+                "UPDATE tailwater.table_state SET state = 'catchup', until = $4, joined = false, updated_at = now() \
                  WHERE source = $1 AND target = ANY($2) AND epoch = $3",
-                &[&self.source, &targets, &self.epoch],
+                &[&self.source, &targets, &self.epoch, &PgLsn::from(until.0)],
             )
             .await
             .map_err(LoadError::Sink)?;

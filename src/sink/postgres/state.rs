@@ -42,6 +42,8 @@ CREATE TABLE IF NOT EXISTS tailwater.table_state (
     origin text NOT NULL,
     state text NOT NULL CHECK (state IN ('pending', 'copying', 'catchup', 'streaming', 'paused', 'quarantined')),
     lsn pg_lsn NOT NULL DEFAULT '0/0',
+    until pg_lsn NOT NULL DEFAULT '0/0',
+    joined boolean NOT NULL DEFAULT false,
     rows bigint NOT NULL DEFAULT 0,
     was_empty boolean NOT NULL DEFAULT false,
     reason text,
@@ -117,6 +119,11 @@ pub struct StoredTable {
     pub state: TableState,
     /// The snapshot's point: changes of transactions that commit from here on are to be applied.
     pub lsn: Lsn,
+    /// Where the copy ended: only from here on the table is as the source has it, since a TRUNCATE during the copy empties
+    /// even the snapshot's view of a table.
+    pub until: Lsn,
+    /// In `catchup`: the table follows the stream already and only waits for `until`.
+    pub joined: bool,
     /// Rows copied.
     pub rows: u64,
     /// The target held nothing when the copy began, so an interrupted copy may be cleared.
@@ -204,7 +211,10 @@ pub async fn take_over(
 /// Reads the states of a source's tables.
 pub async fn read_tables(client: &Client, source: &str) -> Result<Vec<StoredTable>, tokio_postgres::Error> {
     let rows = client
-        .query("SELECT target, state, lsn, rows, was_empty FROM tailwater.table_state WHERE source = $1", &[&source])
+        .query(
+            "SELECT target, state, lsn, rows, was_empty, until, joined FROM tailwater.table_state WHERE source = $1",
+            &[&source],
+        )
         .await?;
     let table = |row: tokio_postgres::Row| {
         Some(StoredTable {
@@ -213,6 +223,8 @@ pub async fn read_tables(client: &Client, source: &str) -> Result<Vec<StoredTabl
             lsn: lsn(row.get(2)),
             rows: row.get::<_, i64>(3).unsigned_abs(),
             was_empty: row.get(4),
+            until: lsn(row.get(5)),
+            joined: row.get(6),
         })
     };
     Ok(rows.into_iter().filter_map(table).collect())
@@ -234,6 +246,28 @@ pub async fn write_table(
              ON CONFLICT (source, target) DO UPDATE SET state = excluded.state, lsn = excluded.lsn, \
              reason = excluded.reason, updated_at = now()",
             &[&source, &name_text(target), &name_text(origin), &state.as_str(), &PgLsn::from(lsn.0), &reason],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Notes that a table holds what the source has, at the checkpoint.
+pub async fn write_streaming(client: &Client, source: &str, target: &TableName) -> Result<(), tokio_postgres::Error> {
+    client
+        .execute(
+            "UPDATE tailwater.table_state SET state = 'streaming', updated_at = now() WHERE source = $1 AND target = $2",
+            &[&source, &name_text(target)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Notes that copied tables follow the stream from now on. Run inside the transaction that brought them there.
+pub async fn write_joined(client: &Client, source: &str, targets: &[String]) -> Result<(), tokio_postgres::Error> {
+    client
+        .execute(
+            "UPDATE tailwater.table_state SET joined = true, updated_at = now() WHERE source = $1 AND target = ANY($2)",
+            &[&source, &targets],
         )
         .await?;
     Ok(())
