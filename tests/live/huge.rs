@@ -21,7 +21,7 @@ const WITHIN: Duration = Duration::from_secs(600);
 #[tokio::test(flavor = "multi_thread")]
 async fn huge_transaction_is_one_commit_in_bounded_memory() -> Result<()> {
     let rows = std::env::var("TAILWATER_HUGE_ROWS").map_or(Ok(ROWS), |text| text.parse())?;
-    let options = || Options::default().set("max_wal_size", "8GB").set("synchronous_commit", "off");
+    let options = || Options::default().set("max_wal_size", "8GB");
     let source = Cluster::start("huge-source", Version::V15, options())?;
     let sink = Cluster::start("huge-sink", Version::V15, options())?;
     source.execute(DATABASE, "CREATE TABLE huge (id bigint PRIMARY KEY, amount int, note text)").await?;
@@ -34,7 +34,7 @@ async fn huge_transaction_is_one_commit_in_bounded_memory() -> Result<()> {
 
     let watching = Arc::new(AtomicBool::new(true));
     let watcher = tokio::spawn(watch(sink.socket_url(DATABASE), Arc::clone(&watching), rows));
-    let sql = "INSERT INTO huge SELECT g, g % 1000, 'note number ' || g FROM generate_series(1, $1) g";
+    let sql = "INSERT INTO huge SELECT g, g % 1000, 'note number ' || g FROM generate_series(1, $1::bigint) g";
     source_client.execute(sql, &[&rows]).await?;
     daemon.wait_caught_up(&source_client, &sink_client, WITHIN).await?;
     watching.store(false, Ordering::Relaxed);
@@ -57,7 +57,7 @@ async fn huge_transaction_is_one_commit_in_bounded_memory() -> Result<()> {
 async fn watch(url: String, watching: Arc<AtomicBool>, rows: i64) -> Result<()> {
     let sink = connect(&url).await?;
     while watching.load(Ordering::Relaxed) {
-        let sql = "SELECT count(*) FROM mirror.huge WHERE id IN (1, $1 / 2, $1)";
+        let sql = "SELECT count(*) FROM mirror.huge WHERE id IN (1, $1::bigint / 2, $1::bigint)";
         let seen: i64 = sink.query_one(sql, &[&rows]).await?.get(0);
         ensure!(seen == 0 || seen == 3, "a reader saw {seen} of 3 rows of one transaction");
         tokio::time::sleep(Duration::from_millis(10)).await;
