@@ -197,7 +197,7 @@ impl Applier {
                 mask_key: self.link.mask_key.clone(),
             },
         );
-        self.prove(&sink.durable());
+        let durable = sink.durable();
         let mut session = Session {
             sink: Some(sink),
             applying: None,
@@ -211,7 +211,9 @@ impl Applier {
             touches: Vec::new(),
             settling: Vec::new(),
         };
+        // Tables that still have to catch up take their holds before the applier's own moves on.
         self.resume_tables(&mut session, &SinkTables::new(&self.link, tables)).await?;
+        self.prove(&durable);
         Ok(session)
     }
 
