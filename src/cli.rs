@@ -97,9 +97,10 @@ pub struct Setup {
     TAILWATER_LOG=tailwater::source=debug tailwater run\n\n\
     SIGTERM or Ctrl-C drains what is in flight and exits 0; a second one exits at once. Neither loses anything.")]
 pub struct Run {
-    /// How log lines look. Their level is in TAILWATER_LOG: info, or a filter like info,tailwater::source=debug
-    #[arg(long, value_name = "FORMAT", value_enum, env = "TAILWATER_LOG_FORMAT", default_value_t = Format::Human)]
-    pub log_format: Format,
+    /// How log lines look [default: the configuration's log.format]. Their level is in TAILWATER_LOG: info, or a filter like
+    /// info,tailwater::source=debug
+    #[arg(long, value_name = "FORMAT", value_enum, env = "TAILWATER_LOG_FORMAT")]
+    pub log_format: Option<Format>,
 }
 
 #[derive(Args, Debug)]

@@ -9,14 +9,14 @@ use tracing::{error, info};
 use super::live::{Patience, connect_all};
 use super::{load_config, runtime, say_error, show};
 use crate::cli::{Cli, Exit, Run};
-use crate::config::Config;
+use crate::config::{Config, LogFormat, OnHalt};
 use crate::mapping::resolve::{Resolved, resolve};
 use crate::pipeline::{self, Context, End};
 use crate::source::probe::probe;
 use crate::source::setup::SetupPlan;
 use crate::telemetry::board::StatusBoard;
 use crate::telemetry::http::{HttpState, serve};
-use crate::telemetry::log;
+use crate::telemetry::log::{self, Format};
 use crate::telemetry::metrics::Metrics;
 
 pub fn run(cli: &Cli, args: &Run) -> Exit {
@@ -24,7 +24,9 @@ pub fn run(cli: &Cli, args: &Run) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    if let Err(error) = log::init(args.log_format, cli.color.on(&std::io::stderr())) {
+    let configured = if config.log.format == LogFormat::Json { Format::Json } else { Format::Human };
+    let format = args.log_format.unwrap_or(configured);
+    if let Err(error) = log::init(format, cli.color.on(&std::io::stderr()), &config.log.level) {
         say_error(&format!("error: {}", pipeline::chain(&error)));
         return Exit::Usage;
     }
@@ -68,8 +70,18 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
         stop_signal().await;
         std::process::exit(1);
     });
+    let on_halt = config.on_halt;
+    let mut until_stopped = stopped.clone();
     let context = Arc::new(Context { config: Arc::new(config), metrics, board, stop: stopped });
-    finish(pipeline::run(context, &resolved).await)
+    let end = pipeline::run(context, &resolved).await;
+    let stays = on_halt == OnHalt::Stay && matches!(end, End::Halt(_));
+    let exit = finish(end);
+    if stays {
+        info!("staying, so that the verdict can be seen; stop with SIGTERM");
+        // The sender lives in the task that waits for the signal.
+        let _ = until_stopped.wait_for(|stop| *stop).await;
+    }
+    exit
 }
 
 async fn resolve_ends(cli: &Cli, config: &Config) -> Result<Resolved, Exit> {

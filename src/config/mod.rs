@@ -48,6 +48,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub http: Http,
     pub log: Log,
+    pub on_halt: OnHalt,
     /// Key of `mask = { column = "sha256" }`.
     pub mask_salt: Option<Secret>,
     pub sources: BTreeMap<String, SourceConfig>,
@@ -63,6 +64,16 @@ pub struct Config {
 pub struct Http {
     /// `None` after `listen = "off"`.
     pub listen: Option<SocketAddr>,
+}
+
+/// What the daemon does once it has halted, with a verdict that a human must act on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnHalt {
+    /// It ends, with the verdict's exit code.
+    #[default]
+    Exit,
+    /// It goes on to serve metrics and status, so that the verdict can be scraped, and ends with that code when stopped.
+    Stay,
 }
 
 /// `[log]`.

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use super::document::{Alone, Entry, Origin, Reader, Value, find};
 use super::{
-    Ack, Config, Http, JournalConfig, Log, LogFormat, OnError, PostgresSinkConfig, Secret, SinkConfig, SourceConfig,
-    read_error, units,
+    Ack, Config, Http, JournalConfig, Log, LogFormat, OnError, OnHalt, PostgresSinkConfig, Secret, SinkConfig,
+    SourceConfig, read_error, units,
 };
 use crate::diagnostic::{Finding, Findings, SourceFile};
 
-const TOP_KEYS: [&str; 8] = ["mappings", "data_dir", "http", "log", "mask_salt", "mask_salt_file", "source", "sink"];
+const TOP_KEYS: [&str; 9] =
+    ["mappings", "data_dir", "http", "log", "mask_salt", "mask_salt_file", "on_halt", "source", "sink"];
 const SOURCE_KEYS: [&str; 10] = [
     "url",
     "url_file",
@@ -51,6 +52,7 @@ pub(super) fn config(file: &Arc<SourceFile>, entries: &[Entry], findings: Findin
         data_dir: read.path(entries, "data_dir").unwrap_or_else(|| read.base.join("tailwater-data")),
         http: read.http(entries),
         log: read.log(entries),
+        on_halt: read.choice(entries, "on_halt", &[("exit", OnHalt::Exit), ("stay", OnHalt::Stay)]),
         mask_salt: read.mask_salt(entries),
         sources: read.named(entries, "source", Read::source),
         sinks: read.named(entries, "sink", Read::sink),

@@ -51,6 +51,15 @@ pub struct Source {
 impl Source {
     /// Runs until stopped, halted or failed.
     pub async fn run(self) -> End {
+        let end = self.run_to_end().await;
+        if let End::Halt(halt) = &end {
+            let state = SourceState::Halted { reason: halt.code().to_owned(), hint: halt.hint().to_owned() };
+            self.context.board.source_state(&self.name, state);
+        }
+        end
+    }
+
+    async fn run_to_end(&self) -> End {
         let mut stop = self.context.stop.clone();
         let metrics = self.context.metrics.source(&self.name);
         let journal = match self.open_journal().await {
@@ -129,10 +138,6 @@ impl Source {
         let _ = tokio::time::timeout(deadline, finished).await;
         shared.stream.stop();
         let _ = tokio::time::timeout(Duration::from_secs(2), ended).await;
-        if let End::Halt(halt) = &end {
-            let state = SourceState::Halted { reason: halt.code().to_owned(), hint: halt.hint().to_owned() };
-            self.context.board.source_state(&self.name, state);
-        }
         end
     }
 

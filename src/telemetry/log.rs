@@ -35,8 +35,8 @@ pub enum LogError {
 ///
 /// # Errors
 /// [`LogError::Filter`] if the variable does not parse, [`LogError::Twice`] at a second call.
-pub fn init(format: Format, color: bool) -> Result<(), LogError> {
-    let filter = filter(std::env::var(FILTER_VARIABLE).ok().as_deref())?;
+pub fn init(format: Format, color: bool, level: &str) -> Result<(), LogError> {
+    let filter = filter(std::env::var(FILTER_VARIABLE).ok().as_deref().or(Some(level)))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let started = match format {
         Format::Human => lines.with_ansi(color).with_target(false).try_init(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::support::cluster::{Cluster, Options, Stop};
+use crate::support::daemon::Home;
 use crate::support::pair::{DATABASE, PUBLICATION, Pair, SLOT};
 use crate::support::postgres::Version;
 use crate::support::wait::{Look, eventually};
@@ -170,6 +171,35 @@ async fn every_accident_halts(version: Version) -> Result<()> {
     for accident in Accident::ALL {
         halts(version, accident).await.with_context(|| format!("{version}, {accident:?}"))?;
     }
+    Ok(())
+}
+
+/// Where it is told to stay, the verdict can be scraped.
+#[tokio::test]
+async fn verdict_shows_in_metric_and_status_of_a_daemon_that_stays() -> Result<()> {
+    let mut pair = Pair::start("stay", Version::V15, Options::default()).await?;
+    let mut daemon = pair.home.run()?;
+    pair.catch_up(&mut daemon).await?;
+    daemon.terminate()?;
+    slot_is_free(&pair.source).await?;
+    Accident::Gap.happen(&mut pair).await?;
+    let config = format!("on_halt = \"stay\"\n{}", Home::pair_config(&pair.source, &pair.sink, DATABASE));
+    pair.home.configure(&config, &[("mapping.toml", &mirror_mapping(TABLES))])?;
+    let mut daemon = pair.home.run()?;
+    eventually(HALT_WITHIN, "the metric shows the verdict", async || {
+        let metrics = daemon.metrics().unwrap_or_default();
+        let halted = metrics.iter().any(|(name, value)| {
+            name.starts_with("tailwater_halted") && name.contains("reason=\"gap\"") && *value == 1.0
+        });
+        Ok(if halted { Look::Yes(()) } else { Look::NotYet(format!("{} metrics", metrics.len())) })
+    })
+    .await?;
+    let status = daemon.status()?.to_string();
+    ensure!(status.contains("Starting over"), "no hint in {status}");
+    ensure!(daemon.get("/readyz")?.status == 503, "it says to be ready: {status}");
+    crate::support::process::signal("TERM", &[daemon.pid()]);
+    let ended = daemon.wait_ended(HALT_WITHIN)?;
+    ensure!(ended.code() == Some(12), "it ended with {ended}");
     Ok(())
 }
 
