@@ -10,6 +10,7 @@ mod huge;
 mod patience;
 mod refresh;
 mod replay;
+mod security;
 mod setup;
 mod sink_postgres;
 mod snapshot;
