@@ -26,7 +26,7 @@ pub mod value;
 // Floor 2: configuration and mapping, pure.
 pub mod config;
 pub mod mapping;
-// Floor 3: decisions and contracts, pure. (Of `sink` only the contract, `sink/mod.rs`; the sinks stand on floor 4.)
+// Floor 3: decisions and contracts, pure. (Of `sink` only the contract, `sink/mod.rs`; the sinks themselves are edges and stand on floor 4.)
 pub mod batch;
 pub mod ledger;
 pub mod retry;

@@ -197,31 +197,29 @@ impl Halt {
     pub fn hint(&self) -> &'static str {
         match self {
             Halt::SlotMissing { .. } => {
-                "If the source failed over, go back to the server that has the slot. Else run `tailwater setup` for a new \
-                 slot and `tailwater resync` for every table."
+                "If the source failed over, go back to the server that has the slot. Else start over: see \"Starting over\" \
+                 in the README."
             }
             Halt::SlotLost { .. } => {
-                "Drop the slot, run `tailwater setup` for a new one and `tailwater resync` for every table; then raise \
-                 max_slot_wal_keep_size, or set ack = \"journal\"."
+                "Start over: see \"Starting over\" in the README; then raise max_slot_wal_keep_size, or set ack = \"journal\"."
             }
             Halt::Gap { ack: Ack::Sink, .. } => {
-                "If the sink was restored, restore a later state of it. Else run `tailwater resync` for every table."
+                "If the sink was restored, restore a later state of it. Else start over: see \"Starting over\" in the README."
             }
             Halt::Gap { ack: Ack::Journal, .. } => {
                 "Bring back the journal's directory: with ack = \"journal\" it alone holds what the sinks do not have yet. \
-                 Else run `tailwater resync` for every table."
+                 Else start over: see \"Starting over\" in the README."
             }
             Halt::SourceBehind { .. } | Halt::Diverged { .. } => {
                 "The source was restored or failed over to a server that lacked changes, so the sink holds rows that the \
-                 source never had. Point at the right server, or run `tailwater resync` for every table."
+                 source never had. Point at the right server, or start over: see \"Starting over\" in the README."
             }
             Halt::OtherSystem { .. } => {
-                "Check the source's url and slot. If the change is meant, give the source a new name or empty the sink's \
-                 `tailwater` schema."
+                "Check the source's url and slot. If the change is meant, give the source a new name or start over: see \
+                 \"Starting over\" in the README."
             }
             Halt::PublicationGone { .. } => {
-                "Changes made without the publication cannot be read. Drop the slot, run `tailwater setup` and \
-                 `tailwater resync` for every table."
+                "Changes made without the publication cannot be read. Start over: see \"Starting over\" in the README."
             }
             Halt::Fenced { .. } => "Run one daemon for each source, or let this one wait as standby.",
         }

@@ -20,8 +20,9 @@ use super::format::{RecordHeader, SegmentHeader};
 use super::recover::COMPRESSING_EXTENSION;
 use super::{JournalError, Options, Shared};
 
-/// How often segments are looked through when nothing is written: retention passes also then.
-const INTERVAL: Duration = Duration::from_secs(30);
+/// How often segments are looked through: retention passes also when nothing is written, and a segment that was left alone
+/// while the stream was busy has its turn soon.
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Fast enough to keep up with any stream on a part of one core; higher levels cost more time than they save disk.
 const LEVEL: i32 = 1;

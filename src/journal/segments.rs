@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::frame::Boundary;
 use crate::lsn::Lsn;
@@ -71,7 +71,13 @@ pub(super) struct Segments {
     next_hold: u64,
     /// Nothing is deleted before the stream begins: until then those who need segments may not have said so.
     may_delete: bool,
+    /// Bytes published since, to tell a backlog from a trickle.
+    window: (Instant, u64),
 }
+
+/// A stream that fills more than this in a second is draining a backlog, and its CPU is better spent on that.
+const BUSY_BYTES: u64 = 8 << 20;
+const BUSY_WINDOW: Duration = Duration::from_secs(1);
 
 /// What a block in memory costs beside its bytes.
 const BLOCK_OVERHEAD_BYTES: u64 = 256;
@@ -90,6 +96,7 @@ impl Segments {
             holds: BTreeMap::new(),
             next_hold: 0,
             may_delete: false,
+            window: (Instant::now(), 0),
         }
     }
 
@@ -122,6 +129,10 @@ impl Segments {
         segment.bytes = bytes;
         segment.blocks = Some(place.block + 1);
         self.end = Some(block.end);
+        if self.window.0.elapsed() >= BUSY_WINDOW {
+            self.window = (Instant::now(), 0);
+        }
+        self.window.1 += block.bytes.len() as u64;
         self.memory_bytes += block.bytes.len() as u64 + BLOCK_OVERHEAD_BYTES;
         self.memory.push_back((place, block));
         while self.memory_bytes > self.memory_bytes_max
@@ -206,8 +217,13 @@ impl Segments {
         }
     }
 
-    /// Takes a closed segment to compress, oldest first. It is not deleted before [`compressed`](Self::compressed).
+    /// Takes a closed segment to compress, oldest first. It is not deleted before [`compressed`](Self::compressed). None
+    /// while the stream is busy, unless the journal is half full.
     pub(super) fn take_uncompressed(&mut self) -> Option<Segment> {
+        let is_busy = self.window.0.elapsed() < 2 * BUSY_WINDOW && self.window.1 > BUSY_BYTES;
+        if is_busy && self.bytes < self.max_bytes / 2 {
+            return None;
+        }
         let segment = self.list.iter_mut().find(|one| one.closed_at.is_some() && !one.compressed && !one.busy)?;
         segment.busy = true;
         Some(segment.clone())

@@ -26,6 +26,7 @@ use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::refresh::Touch;
 use crate::retry::Backoff;
+use crate::sink::Durable;
 use crate::sink::postgres::state::{self};
 use crate::sink::postgres::{ApplyError, PostgresSink, SinkSetup};
 use crate::source::stream::StreamShared;
@@ -70,10 +71,13 @@ pub struct Applier {
     reported: Lsn,
 }
 
+/// The sink comes back from a batch with what became of it.
+type Applied = (PostgresSink, Batch, Result<Option<Durable>, ApplyError>);
+
 /// A session with the sink, from connecting to the first error.
 struct Session {
     sink: Option<PostgresSink>,
-    applying: Option<JoinHandle<(PostgresSink, Batch, Result<Option<crate::sink::Durable>, ApplyError>)>>,
+    applying: Option<JoinHandle<Applied>>,
     builder: Builder,
     reader: Reader,
     /// A block of which only the front was taken.
@@ -193,7 +197,7 @@ impl Applier {
                 mask_key: self.link.mask_key.clone(),
             },
         );
-        self.prove(&sink.durable());
+        let durable = sink.durable();
         let mut session = Session {
             sink: Some(sink),
             applying: None,
@@ -207,7 +211,9 @@ impl Applier {
             touches: Vec::new(),
             settling: Vec::new(),
         };
+        // Tables that still have to catch up take their holds before the applier's own moves on.
         self.resume_tables(&mut session, &SinkTables::new(&self.link, tables)).await?;
+        self.prove(&durable);
         Ok(session)
     }
 
@@ -334,7 +340,7 @@ impl Applier {
         &mut self,
         session: &mut Session,
         batch: &Batch,
-        result: Result<Option<crate::sink::Durable>, ApplyError>,
+        result: Result<Option<Durable>, ApplyError>,
     ) -> Result<(), Over> {
         match result {
             Ok(Some(durable)) => {
@@ -374,7 +380,7 @@ impl Applier {
         }
     }
 
-    fn prove(&mut self, durable: &crate::sink::Durable) {
+    fn prove(&mut self, durable: &Durable) {
         let end_lsn = durable.checkpoint().end_lsn;
         self.hold.set(end_lsn);
         self.observed.pair.progress.durable(&durable.checkpoint());

@@ -102,6 +102,8 @@ impl Source {
             ledger: Mutex::new(ledger),
             confirms: confirm_by == ConfirmBy::Sinks,
         });
+        // Until every applier and copy has its own.
+        let everything = shared.journal.hold("start");
         let mut ended = match self.spawn_stream(&shared, taken.connection, confirm_by, taken.at, &metrics) {
             Ok(ended) => ended,
             Err(end) => return end,
@@ -113,6 +115,7 @@ impl Source {
         for (index, (tables, &epoch)) in sinks {
             self.spawn_sink(index, epoch, tables, &shared, &parts_stop, &mut parts);
         }
+        drop(everything);
         info!(source = %self.name, at = %taken.at, "streaming");
         self.context.board.source_state(&self.name, SourceState::Streaming);
         let watcher = tokio::spawn(self.watch_source(shared.clone(), metrics.clone(), stop.clone()));

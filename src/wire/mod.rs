@@ -281,10 +281,11 @@ impl ReplicationConnection {
                 Ok(None) => {
                     self.gulp()?;
                 }
-                Err(_) => match self.message()? {
-                    Message::ReadyForQuery(_) => break,
-                    _ => {}
-                },
+                Err(_) => {
+                    if let Message::ReadyForQuery(_) = self.message()? {
+                        break;
+                    }
+                }
             }
         }
         out.clear();
@@ -356,7 +357,7 @@ fn fields(fields: ErrorFields<'_>) -> (String, String, String) {
     found
 }
 
-pub(self) fn server_error(error: ErrorFields<'_>) -> WireError {
+fn server_error(error: ErrorFields<'_>) -> WireError {
     let (_, sqlstate, message) = fields(error);
     // Messages of class 22 quote the value that was wrong.
     let message = if sqlstate.starts_with("22") { "a value could not be converted".to_owned() } else { message };

@@ -74,7 +74,14 @@ fn imports_go_up_never_down() {
     for file in source_files("src") {
         let module = file.path.strip_prefix("src/").unwrap_or(&file.path).split(['/', '.']).next().unwrap_or_default();
         // lib.rs and main.rs stand below all floors.
-        let Some(own) = floors.get(module) else { continue };
+        let Some(mut own) = floors.get(module) else { continue };
+        // Of `sink`, the contract stands on floor 3 and each sink, an edge, one below.
+        let is_edge = file.path.starts_with("src/sink/postgres");
+        if is_edge {
+            own = &floors["postgres"];
+        } else if *own < floors["postgres"] && file.text.contains("crate::sink::postgres") {
+            wrong.push(format!("{} (floor {own}) imports sink::postgres", file.path));
+        }
         for import in imports(&file).iter().filter(|import| *import != module) {
             if floors.get(import).is_some_and(|floor| floor > own) {
                 wrong.push(format!("{} (floor {own}) imports {import} (floor {})", file.path, floors[import]));

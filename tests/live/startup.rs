@@ -173,6 +173,33 @@ async fn every_accident_halts(version: Version) -> Result<()> {
     Ok(())
 }
 
+/// The README's "Starting over", step by step, after changes were lost.
+#[tokio::test]
+async fn starting_over_copies_everything_again() -> Result<()> {
+    let mut pair = Pair::start("start-over", Version::V15, Options::default()).await?;
+    let mut daemon = pair.home.run()?;
+    pair.catch_up(&mut daemon).await?;
+    daemon.terminate()?;
+    slot_is_free(&pair.source).await?;
+    Accident::Gap.happen(&mut pair).await?;
+
+    let targets: Vec<String> = TABLES.iter().map(|table| table.replace("public.", "mirror.")).collect();
+    let state = format!(
+        "DELETE FROM tailwater.checkpoint WHERE source = 'src'; DELETE FROM tailwater.table_state WHERE source = 'src'; \
+         TRUNCATE {}",
+        targets.join(", ")
+    );
+    pair.sink.execute(DATABASE, &state).await?;
+    pair.source.execute(DATABASE, &format!("SELECT pg_drop_replication_slot('{SLOT}')")).await?;
+    pair.home.setup()?;
+    let mut daemon = pair.home.run()?;
+    pair.catch_up(&mut daemon).await?;
+    pair.source.execute(DATABASE, "UPDATE churn SET number = number + 1").await?;
+    pair.catch_up(&mut daemon).await?;
+    pair.assert_equal().await?;
+    daemon.terminate()
+}
+
 #[tokio::test]
 async fn source_14_is_not_continued_over_a_gap() -> Result<()> {
     every_accident_halts(Version::V14).await

@@ -122,11 +122,11 @@ impl Source {
         let Some(before) = self.rows.get(&old).filter(|_| is_free).cloned() else { return };
         let mut row = before.clone();
         let mut unsent = [false; 2];
-        for text in 0..2 {
+        for (text, unsent) in unsent.iter_mut().enumerate() {
             if flags & (1 << text) == 0 {
                 row.texts[text] = self.next(if text == 0 { 'a' } else { 'b' });
             } else {
-                unsent[text] = row.texts[text].is_some() && (self.moves_unsent || old == key);
+                *unsent = row.texts[text].is_some() && (self.moves_unsent || old == key);
             }
         }
         if flags & 4 == 0 {

@@ -165,6 +165,10 @@ impl<'a> Replaying<'a> {
         // Nobody writes meanwhile, so there is no restart among what it yields.
         let follower = follow(&self.asked.dir(), Start::At(self.from));
         let follower = follower.map_err(|error| refuse_journal(self.asked.source, &error))?;
+        // First: a refresh too many is harmless, one too few shows old rows until the next change.
+        if let Err(error) = state::forget_views(sink.client()).await {
+            return Err(failed(&format!("sink \"{name}\": {}", describe(&error)), UNCHANGED));
+        }
         let changes = apply(&mut sink, builder, follower, at).await.map_err(|stopped| match stopped {
             Stopped::Journal(exit) => exit,
             Stopped::Other { message, hint } => failed(&format!("sink \"{name}\": {message}"), hint),

@@ -286,16 +286,16 @@ impl PostgresSink {
             let entry = &job.table.entries[entry as usize];
             let (plain, extra) = arrays.split_at_mut(inputs.len());
             for (array, input) in plain.iter_mut().zip(inputs) {
-                reader.fields(array.next(), entry.row, std::slice::from_ref(input))?;
+                reader.fields(array.field(), entry.row, std::slice::from_ref(input))?;
             }
             if has_holes(job) {
                 let (masks, origin) = extra.split_at_mut(reader.mask_words());
                 for (word, mask) in masks.iter_mut().enumerate() {
-                    super::encode::put(mask.next(), &reader.mask(entry.row, word).to_be_bytes());
+                    super::encode::put(mask.field(), &reader.mask(entry.row, word).to_be_bytes());
                 }
                 let place = entry.origin.unwrap_or(entry.row);
                 for (array, input) in origin.iter_mut().zip(&job.table.plan.key_inputs) {
-                    reader.fields(array.next(), place, std::slice::from_ref(input))?;
+                    reader.fields(array.field(), place, std::slice::from_ref(input))?;
                 }
             }
         }

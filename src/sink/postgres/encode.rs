@@ -205,7 +205,7 @@ impl ArrayParam {
 
     /// The buffer to which exactly one field is to be appended.
     #[inline]
-    pub fn next(&mut self) -> &mut Vec<u8> {
+    pub fn field(&mut self) -> &mut Vec<u8> {
         self.count += 1;
         &mut self.bytes
     }

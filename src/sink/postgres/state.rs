@@ -262,6 +262,11 @@ pub async fn write_streaming(client: &Client, source: &str, target: &TableName) 
     Ok(())
 }
 
+/// Has every view refreshed when a daemon starts next: rows under them are about to change behind its back.
+pub async fn forget_views(client: &Client) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("UPDATE tailwater.view_state SET lsn = '0/0'").await
+}
+
 /// Notes that copied tables follow the stream from now on. Run inside the transaction that brought them there.
 pub async fn write_joined(client: &Client, source: &str, targets: &[String]) -> Result<(), tokio_postgres::Error> {
     client

@@ -15,12 +15,12 @@ impl Writer<'_> {
         let at_origin = self.joined("o", ORIGIN);
         let first = &self.key_columns()[0];
         match &self.plan.filter {
-            None => self.into_filled(&format!(
+            None => self.filled_stage(&format!(
                 "(SELECT {} FROM {from} JOIN {} AS o ON {at_origin}) AS s",
                 self.filled_inputs("o"),
                 self.target
             )),
-            Some(_) => self.into_filled(&format!(
+            Some(_) => self.filled_stage(&format!(
                 "(SELECT {}, o.{first} IS NOT NULL AS {PRESENT}{} FROM {from} LEFT JOIN {} AS o ON {at_origin}) AS s",
                 self.filled_inputs("o"),
                 self.masks(),
@@ -37,7 +37,7 @@ impl Writer<'_> {
             .collect();
         // What either place holds, as one row.
         let held = format!("LATERAL (SELECT {}) AS h", columns.join(", "));
-        self.into_filled(&format!(
+        self.filled_stage(&format!(
             "(SELECT {}, true AS {PRESENT}{} FROM {from} LEFT JOIN {target} AS o ON {} LEFT JOIN {target} AS p ON {} \
              CROSS JOIN {held} WHERE h.{first} IS NOT NULL) AS s",
             self.filled_inputs("h"),
@@ -48,7 +48,7 @@ impl Writer<'_> {
         ))
     }
 
-    fn into_filled(&self, from: &str) -> String {
+    fn filled_stage(&self, from: &str) -> String {
         let mut columns: Vec<_> = (0..self.plan.outputs.len()).map(|output| format!("v{output}")).collect();
         let mut values: Vec<_> = (0..self.plan.outputs.len()).map(|output| self.value(output)).collect();
         if let Some(filter) = &self.plan.filter {
