@@ -4,118 +4,10 @@
 mod corpus;
 mod features;
 
-use anyhow::{Context, Result, ensure};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use anyhow::{Result, ensure};
 
-use crate::support::cluster::Cluster;
-use crate::support::daemon::{Daemon, Home};
-use crate::support::pair::{DATABASE, SOON};
-
-/// A source, a sink that mirrors some of its tables, and the daemon between them.
-struct Mirror {
-    source: Cluster,
-    sink: Cluster,
-    daemon: Daemon,
-    /// As they are written in SQL: the source's table and its mirror.
-    tables: Vec<(String, String)>,
-    _home: Home,
-}
-
-impl Mirror {
-    /// Makes tables and rows, mirrors `tables` (source, mirror, mapping lines) and waits until they stream.
-    async fn start(name: &str, sql: &str, tables: &[(&str, &str, &str)]) -> Result<Mirror> {
-        let source = Cluster::new(&format!("{name}-source"))?;
-        let sink = Cluster::new(&format!("{name}-sink"))?;
-        source.execute(DATABASE, sql).await?;
-        sink.execute(DATABASE, "CREATE SCHEMA mirror").await?;
-        let mut mapping = String::from("source = \"src\"\nsink = \"dst\"\n");
-        for (table, mirror, lines) in tables {
-            let (table, mirror) = (toml(table), toml(mirror));
-            mapping.push_str(&format!("\n[table.\"mirror.{mirror}\"]\nfrom = \"public.{table}\"\n{lines}\n"));
-        }
-        let home = Home::pair(name, &source, &sink, DATABASE, &mapping)?;
-        home.setup()?;
-        let daemon = home.run()?;
-        let quoted = |schema: &str, name: &str| format!("{schema}.\"{}\"", name.replace('"', "\"\""));
-        let tables =
-            tables.iter().map(|(table, mirror, _)| (quoted("public", table), quoted("mirror", mirror))).collect();
-        let mut mirror = Mirror { source, sink, daemon, tables, _home: home };
-        mirror.assert_equal("the copy").await?;
-        Ok(mirror)
-    }
-
-    /// The usual: every table under its own name, every column.
-    async fn of(name: &str, sql: &str, tables: &[&str]) -> Result<Mirror> {
-        let tables: Vec<_> = tables.iter().map(|table| (*table, *table, "columns = \"*\"")).collect();
-        Mirror::start(name, sql, &tables).await
-    }
-
-    /// Runs each statement list as one transaction, and compares after all of them.
-    async fn apply(&mut self, transactions: &[&str]) -> Result<()> {
-        for transaction in transactions {
-            self.source.execute(DATABASE, &format!("BEGIN; {transaction}; COMMIT")).await?;
-        }
-        self.assert_equal(&transactions.join("\n")).await
-    }
-
-    /// The same, and after each.
-    async fn apply_each(&mut self, transactions: &[&str]) -> Result<()> {
-        for transaction in transactions {
-            self.apply(&[transaction]).await?;
-        }
-        Ok(())
-    }
-
-    async fn assert_equal(&mut self, after: &str) -> Result<()> {
-        let (source, sink) = (self.source.connect(DATABASE).await?, self.sink.connect(DATABASE).await?);
-        self.daemon.wait_caught_up(&source, &sink, SOON).await?;
-        for (table, mirror) in &self.tables {
-            let columns = columns(&sink, mirror).await?;
-            let (truth, held) = (rows(&source, table, &columns).await?, rows(&sink, mirror, &columns).await?);
-            ensure!(truth.len() == held.len(), "after {after}: {table} has {} rows, not {}", held.len(), truth.len());
-            for (truth, held) in truth.iter().zip(&held) {
-                for (column, (truth, held)) in columns.iter().zip(truth.iter().zip(held)) {
-                    ensure!(truth == held, "after {after}: {table}.{column} is {}, not {}", short(held), short(truth));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// For a basic string.
-fn toml(name: &str) -> String {
-    name.replace('\\', "\\\\").replace('"', "\\\"")
-}
-
-async fn columns(client: &Client, table: &str) -> Result<Vec<String>> {
-    let sql = "SELECT quote_ident(attname) FROM pg_attribute \
-               WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum";
-    let columns: Vec<String> = client.query(sql, &[&table]).await?.iter().map(|row| row.get(0)).collect();
-    ensure!(!columns.is_empty(), "{table} has no columns");
-    Ok(columns)
-}
-
-/// All rows as text, sorted.
-async fn rows(client: &Client, table: &str, columns: &[String]) -> Result<Vec<Vec<Option<String>>>> {
-    let sql = format!("SELECT {} FROM {table}", columns.join(", "));
-    let messages = client.simple_query(&sql).await.with_context(|| table.to_owned())?;
-    let mut rows: Vec<Vec<_>> = messages
-        .iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => {
-                Some((0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect())
-            }
-            _ => None,
-        })
-        .collect();
-    rows.sort();
-    Ok(rows)
-}
-
-fn short(value: &Option<String>) -> String {
-    format!("{:?}", value.as_ref().map(|text| text.chars().take(80).collect::<String>()))
-}
+use crate::support::mirror::{Mirror, Recipe};
+use crate::support::pair::DATABASE;
 
 /// One table for each replica identity; `body` of the even rows is stored out of line.
 const IDENTITIES: &str = "
@@ -174,6 +66,7 @@ async fn h36_h37_keys_change_and_swap_under_every_replica_identity() -> Result<(
         ("by_row", "by_row", "columns = \"*\""),
         ("keyless", "keyless", "key = [\"id\"]\ncolumns = \"*\""),
     ];
+    let recipe = Recipe { source: IDENTITIES, tables: &tables, ..Recipe::default() };
     let keys = [("by_key", "id"), ("by_index", "code"), ("by_row", "id"), ("keyless", "id")];
     let mut changes: Vec<String> = Vec::new();
     for change in KEY_CHANGES {
@@ -190,11 +83,11 @@ async fn h36_h37_keys_change_and_swap_under_every_replica_identity() -> Result<(
     }
     let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
     // One by one, so that each is a batch of its own; and then the whole list, as much of it in one batch as there is.
-    let mut mirror = Mirror::start("identity", IDENTITIES, &tables).await?;
+    let mut mirror = Mirror::make("identity", recipe).await?;
     mirror.apply_each(&changes).await?;
-    let mut mirror = Mirror::start("identity", IDENTITIES, &tables).await?;
+    let mut mirror = Mirror::make("identity", recipe).await?;
     mirror.apply(&changes).await?;
-    let mut mirror = Mirror::start("identity", IDENTITIES, &tables).await?;
+    let mut mirror = Mirror::make("identity", recipe).await?;
     mirror.apply(&[&changes.join("; ")]).await
 }
 

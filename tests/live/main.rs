@@ -18,4 +18,5 @@ mod snapshot;
 mod spine;
 mod startup;
 mod surface;
+mod trouble;
 mod view_catalog;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Mirror;
+use crate::support::mirror::Mirror;
 
 /// Columns of one type each, and values for them; shorter lists are filled up with NULL.
 const TYPES: &[(&str, &[&str])] = &[
