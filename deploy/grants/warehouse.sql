@@ -22,8 +22,22 @@ BEGIN
 END
 $$;
 
--- The daemon's own tables: checkpoint, table_state, view_state. It owns the schema and makes them itself.
+-- The daemon's own tables: checkpoint, table_state, view_state. It owns the schema and makes them itself; what `tailwater
+-- setup` made under another role is handed over.
 CREATE SCHEMA IF NOT EXISTS tailwater AUTHORIZATION tailwater;
+ALTER SCHEMA tailwater OWNER TO tailwater;
+
+DO $$
+DECLARE
+    table_name text;
+BEGIN
+    FOR table_name IN SELECT oid::pg_catalog.regclass FROM pg_catalog.pg_class
+        WHERE relnamespace = 'tailwater'::pg_catalog.regnamespace AND relkind = 'r'
+    LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE %s OWNER TO tailwater', table_name);
+    END LOOP;
+END
+$$;
 
 GRANT USAGE ON SCHEMA ods, dwh TO tailwater;
 

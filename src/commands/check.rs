@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::live::{Ends, Patience, connect_all};
 use super::{load_config, runtime, say, show};
@@ -83,7 +84,7 @@ async fn check_sinks(resolved: &Resolved, sinks: &BTreeMap<String, Client>, find
                 format!("sink \"{}\" does not take table \"{}\": {}", plan.sink, plan.target, describe(&error));
             let finding = Finding::error("statement", message);
             findings.push(match error.code() {
-                Some(code) if code == &tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE => {
+                Some(code) if code == &SqlState::INSUFFICIENT_PRIVILEGE => {
                     finding.hint("`deploy/grants/warehouse.sql` lists the rights that the sink's role needs.")
                 }
                 _ => finding.hint("The mapping's types and expressions must fit the target's columns."),
@@ -143,7 +144,7 @@ async fn check_sources(config: &Config, resolved: &Resolved, ends: &Ends, findin
         let published = resolved.published.get(name).cloned().unwrap_or_default();
         let plan = SetupPlan::make(&published, &found);
         add_setup(findings, &plan);
-        let sinks = read_states(name, ends).await;
+        let sinks = read_states(name, ends, findings).await;
         let history = history(config, name, &sinks, &found).await;
         let journal = journal_range(config, name);
         match verdict::decide(&sinks, journal, verdict::Ack::Sink, &found.facts(history)) {
@@ -196,11 +197,24 @@ async fn history(
     read.await.ok()?.ok().flatten()
 }
 
-async fn read_states(source: &str, ends: &Ends) -> Vec<SinkState> {
+async fn read_states(source: &str, ends: &Ends, findings: &mut Findings) -> Vec<SinkState> {
     let mut states = Vec::new();
     for (name, client) in &ends.sinks {
-        let known = state::has_schema(client).await.unwrap_or(false);
-        let stored = if known { state::read_checkpoint(client, source).await.ok().flatten() } else { None };
+        let known = state::has_schema(client).await;
+        let stored = match &known {
+            Ok(true) => state::read_checkpoint(client, source).await,
+            Ok(false) | Err(_) => Ok(None),
+        };
+        if let Some(error) = known.as_ref().err().or(stored.as_ref().err())
+            && error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+        {
+            let message = format!("sink \"{name}\" does not let us read its state: {}", describe(error));
+            findings.push(Finding::error("state", message).hint(
+                "`deploy/grants/warehouse.sql` hands the schema \"tailwater\" and its tables over to the sink's role.",
+            ));
+        }
+        let known = known.unwrap_or(false);
+        let stored = stored.ok().flatten();
         let tables = if known { state::read_tables(client, source).await.unwrap_or_default() } else { Vec::new() };
         states.push(SinkState {
             name: name.clone(),

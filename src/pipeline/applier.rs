@@ -356,7 +356,7 @@ impl Applier {
                 self.observed.count(batch);
                 Ok(())
             }
-            Err(error) => self.failed(session, error).await,
+            Err(error) => self.failed(session, self.located(error, batch)).await,
         }
     }
 

@@ -21,8 +21,13 @@ pub struct Certificates {
 impl Certificates {
     /// Makes them in `dir`. Two calls make two authorities, of which neither trusts the other.
     pub fn make(dir: &Path) -> Result<Certificates> {
+        Certificates::make_for(dir, "DNS:localhost,IP:127.0.0.1")
+    }
+
+    /// The same for other names.
+    pub fn make_for(dir: &Path, names: &str) -> Result<Certificates> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        fs::write(dir.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")?;
+        fs::write(dir.join("names"), format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n"))?;
         let openssl = |line: &str| run(Command::new("openssl").args(line.split(' ')).current_dir(dir));
         let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
         openssl(&format!("req -x509 {key} -keyout root.key -out root.crt -days 30 -subj /CN=tailwater-test-root"))?;

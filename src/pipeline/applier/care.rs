@@ -4,10 +4,11 @@
 use tracing::{error, info, warn};
 
 use super::{Applier, Over, Session};
-use crate::batch::{BatchLimits, BuildError};
+use crate::batch::{Batch, BatchLimits, BuildError};
 use crate::config::OnError;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
+use crate::sink::postgres::ApplyError;
 use crate::sink::postgres::state::TableState;
 use crate::telemetry::handles::Stage;
 
@@ -30,6 +31,17 @@ impl Applier {
             Care::Fast => fast,
             Care::OneTransaction(_) => BatchLimits { commits: 1, ..fast },
             Care::OneChange(_) => BatchLimits { commits: 1, rows: 1, ..fast },
+        }
+    }
+
+    /// A table's failure with its place in the stream, once the batch is cut down to the change that is refused.
+    pub(super) fn located(&self, error: ApplyError, batch: &Batch) -> ApplyError {
+        match (error, self.care, batch.transactions.last()) {
+            (ApplyError::Table { plan_index, sqlstate, message }, Care::OneChange(_), Some(begin)) => {
+                let message = format!("{message}, in the transaction committed at {}", begin.commit_lsn);
+                ApplyError::Table { plan_index, sqlstate, message }
+            }
+            (error, ..) => error,
         }
     }
 
