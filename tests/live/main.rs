@@ -7,6 +7,7 @@ mod crash;
 mod findings;
 mod harness;
 mod huge;
+mod keyless;
 mod patience;
 mod refresh;
 mod replay;
