@@ -38,5 +38,6 @@ impl Writer<'_> {
 }
 
 fn image(values: impl Iterator<Item = String>) -> String {
-    format!("ROW({})::text", values.collect::<Vec<_>>().join(", "))
+    // Bytes are compared, whatever the database's collation: equal is the same, and sorting is cheap.
+    format!("ROW({})::text COLLATE \"C\"", values.collect::<Vec<_>>().join(", "))
 }
