@@ -2,7 +2,7 @@
 //!
 //! The result equals applying the changes in order, because all that a later change leaves open (unchanged TOASTed
 //! values) is looked up along the chain of earlier images, and because a key's fate is decided by its last change
-//! together with whether the target held it before. `tests` compare it with a sequential model.
+//! together with whether the target held it before. Without a key whole rows are counted instead. `tests` compare it with a sequential model.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -10,16 +10,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use super::multiset::{Images, Incomplete, Multiset};
 use super::{Counts, Entry, Net, RowRef, TableBatch, cell_at};
 use crate::mapping::bind::Binding;
 use crate::mapping::plan::{DeleteMode, Mode, Plan};
 use crate::tuple::Cell;
 
-/// A key column came as "unchanged" and no old row carries it: the source did not log its key.
+/// What finds the row came as "unchanged" and no old row carries it: the source did not log it.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a change of \"{table}\" does not carry the row's key")]
-pub struct KeyMissing {
-    pub table: String,
+pub enum KeyMissing {
+    #[error("a change of \"{table}\" does not carry the row's key")]
+    Key { table: String },
+    /// The table has no key.
+    #[error("a change of \"{table}\" does not carry the whole old row: its replica identity is no longer FULL")]
+    Row { table: String },
 }
 
 /// Bytes of a key in the fold's arena, with their hash.
@@ -41,6 +45,9 @@ pub struct Fold {
     keys: Vec<Key>,
     key_bytes: Vec<u8>,
     by_key: HashTable<u32>,
+    /// In place of all by key.
+    multiset: Option<Multiset>,
+    is_keyed: bool,
     hasher: DefaultHashBuilder,
     counts: Counts,
     /// An insert proves that the target does not hold the key. Not so while a table catches up or is replayed.
@@ -59,6 +66,8 @@ impl Fold {
             keys: Vec::new(),
             key_bytes: Vec::new(),
             by_key: HashTable::new(),
+            multiset: binding.plan.is_multiset().then(Multiset::default),
+            is_keyed: binding.plan.mode != Mode::Append && !binding.plan.is_multiset(),
             hasher: DefaultHashBuilder::default(),
             counts: Counts::default(),
             trusts_inserts,
@@ -100,9 +109,8 @@ impl Fold {
     pub fn insert(&mut self, blocks: &[Bytes], new: RowRef) -> Result<(), KeyMissing> {
         self.counts.inserts += 1;
         let row = self.add_row(new);
-        if self.plan.mode == Mode::Append {
-            self.push_unkeyed(row);
-            return Ok(());
+        if !self.is_keyed {
+            return self.unkeyed(blocks, None, Some(row));
         }
         let key = self.key(blocks, row)?;
         let known = Entry { net: self.net_of_insert(), row, origin: None, clears: None };
@@ -131,9 +139,11 @@ impl Fold {
         new.earlier = old.filter(|_| new.has_unchanged);
         let has_unchanged = new.has_unchanged;
         let row = self.add_row(new);
-        if self.plan.mode == Mode::Append {
-            self.push_unkeyed(row);
-            return Ok(());
+        if !self.is_keyed {
+            if self.multiset.is_some() && old.is_none() {
+                return Err(self.row_missing());
+            }
+            return self.unkeyed(blocks, old, Some(row));
         }
         let new_key = self.key(blocks, row)?;
         let old_key = match old {
@@ -217,6 +227,9 @@ impl Fold {
             return Ok(());
         }
         let row = self.add_row(old);
+        if !self.is_keyed {
+            return self.unkeyed(blocks, Some(row), None);
+        }
         let key = self.key(blocks, row)?;
         let deleted = Entry { net: Net::Delete, row, origin: None, clears: None };
         let Some(entry) = self.find(key) else {
@@ -254,6 +267,9 @@ impl Fold {
         self.keys.clear();
         self.key_bytes.clear();
         self.by_key.clear();
+        if let Some(multiset) = &mut self.multiset {
+            multiset.clear();
+        }
         self.rows.clear();
     }
 
@@ -265,7 +281,7 @@ impl Fold {
             bindings: self.bindings,
             rows: self.rows,
             truncate: self.truncate,
-            entries: self.entries,
+            entries: self.multiset.map_or(self.entries, |multiset| multiset.entries()),
             counts: self.counts,
         }
     }
@@ -281,8 +297,23 @@ impl Fold {
         }
     }
 
-    fn push_unkeyed(&mut self, row: u32) {
-        self.entries.push(Entry { net: Net::Insert, row, origin: None, clears: None });
+    /// A change of a table whose rows are not told apart.
+    fn unkeyed(&mut self, blocks: &[Bytes], gone: Option<u32>, new: Option<u32>) -> Result<(), KeyMissing> {
+        let Some(multiset) = &mut self.multiset else {
+            self.entries.extend(new.map(|row| Entry { net: Net::Insert, row, origin: None, clears: None }));
+            return Ok(());
+        };
+        let images = Images { blocks, rows: &self.rows, bindings: &self.bindings, inputs: &self.plan.key_inputs };
+        for (row, by) in gone.map(|row| (row, -1)).into_iter().chain(new.map(|row| (row, 1))) {
+            if multiset.count(images, row, by) == Err(Incomplete) {
+                return Err(self.row_missing());
+            }
+        }
+        Ok(())
+    }
+
+    fn row_missing(&self) -> KeyMissing {
+        KeyMissing::Row { table: self.plan.from.to_string() }
     }
 
     fn push(&mut self, key: Key, entry: Entry) {
@@ -321,7 +352,7 @@ impl Fold {
                     self.key_bytes.extend_from_slice(value);
                 }
                 Cell::Null => self.key_bytes.extend_from_slice(&u32::MAX.to_be_bytes()),
-                Cell::Unchanged => return Err(KeyMissing { table: self.plan.from.to_string() }),
+                Cell::Unchanged => return Err(KeyMissing::Key { table: self.plan.from.to_string() }),
             }
         }
         let bytes = &self.key_bytes[start..];

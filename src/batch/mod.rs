@@ -3,6 +3,7 @@
 
 mod build;
 mod fold;
+mod multiset;
 #[cfg(test)]
 mod tests;
 
@@ -88,6 +89,7 @@ pub struct TableBatch {
     pub rows: Vec<RowRef>,
     /// The table is emptied before anything else.
     pub truncate: bool,
+    /// One a key. Without a key one for each row that is new or goes, so that equal rows have several.
     pub entries: Vec<Entry>,
     pub counts: Counts,
 }

@@ -2,6 +2,7 @@
 //! the target is what applying the changes one by one would have made of it.
 
 mod history;
+mod multiset;
 mod target;
 
 use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ pub struct DesiredTable {
     pub sink: String,
     pub target: TableName,
     pub columns: Vec<DesiredColumn>,
-    /// Empty for mode "append".
+    /// Empty for mode "append", and for a table without a key.
     pub primary_key: Vec<String>,
 }
 

@@ -128,9 +128,11 @@ pub struct Plan {
     pub target: TableName,
     pub inputs: Vec<Input>,
     pub outputs: Vec<Output>,
-    /// Outputs that form the target's key, in the mapping's order.
+    /// Outputs that form the target's key, in the mapping's order. Empty in mode `append`, and where equal rows are not told
+    /// apart, see [`Plan::is_multiset`].
     pub key: Vec<usize>,
-    /// Inputs from which the key is made; all of them belong to the source table's replica identity.
+    /// Inputs from which the key is made; all of them belong to the source table's replica identity. Of a multiset all
+    /// inputs: a row is found by all that is known of it.
     pub key_inputs: Vec<usize>,
     /// `where`, in the sink's SQL over the inputs' names; rows for which it is not true are not in the target.
     pub filter: Option<String>,
@@ -148,6 +150,14 @@ pub struct Plan {
     pub source_columns: Vec<String>,
     /// `columns = "*"`: a column added at the source is to be added here.
     pub follows_columns: bool,
+}
+
+impl Plan {
+    /// The table has no key, and its target holds as many of each row as the source does: an INSERT adds a row, a DELETE
+    /// takes one away that equals the old row, an UPDATE does both.
+    pub fn is_multiset(&self) -> bool {
+        self.mode == Mode::Upsert && self.key.is_empty()
+    }
 }
 
 /// `refresh = …` of a `[view]`.

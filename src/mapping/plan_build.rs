@@ -45,6 +45,9 @@ impl<'d, 'a> Build<'d, 'a> {
                 }
             }
         }
+        if draft.is_multiset() {
+            key_inputs = (0..build.inputs.len()).collect();
+        }
         let parents = table.foreign_keys.iter().map(|key| key.references.clone());
         let mut parents: Vec<_> = parents.filter(|parent| *parent != table.name).collect();
         parents.sort();

@@ -73,7 +73,7 @@ struct TableSchema {
     /// The source's table: "schema.name".
     #[schemars(extend("examples" = ["public.course"]))]
     from: String,
-    /// Target columns that identify a row; by default those that come from the source's primary key.
+    /// Target columns that identify a row; by default those that come from the source's primary key, if it has one.
     #[schemars(extend("examples" = [["course_id"]]))]
     key: Option<OneOrMore>,
     /// "*" for all columns of the source, or each target column with where it comes from.

@@ -52,7 +52,7 @@ pub struct MappingFile {
 pub struct TableMapping {
     pub target: At<TableName>,
     pub from: At<TableName>,
-    /// Target columns; `None` asks for those that come from the source's primary key.
+    /// Target columns; `None` asks for those that come from the source's primary key, if it has one.
     pub key: Option<At<Vec<At<String>>>>,
     /// `"*"`: every column of the source table that is not excluded.
     pub all_columns: Option<Range<usize>>,

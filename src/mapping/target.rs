@@ -146,7 +146,7 @@ impl<'d> Check<'d, '_> {
     }
 
     fn unique_key(&mut self, table: &Table) {
-        if self.draft.mapping.mode == Mode::Append {
+        if self.draft.mapping.mode == Mode::Append || self.draft.is_multiset() {
             return;
         }
         let key: Vec<&DraftColumn<'_>> = self.draft.key.iter().filter_map(|key| self.draft.columns.get(*key)).collect();

@@ -16,7 +16,7 @@ use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use super::applier::{SourceShared, Tables};
-use super::link::{SinkLink, SinkTables, chain};
+use super::link::{SinkLink, chain};
 use super::{End, Observed};
 use crate::journal::Hold;
 use crate::lsn::Lsn;
@@ -39,8 +39,6 @@ pub struct CopyJob {
     pub slot: String,
     pub epoch: i64,
     pub plans: Vec<usize>,
-    /// What the sink said of these tables at the start.
-    pub restarts: SinkTables,
     pub shared: Arc<SourceShared>,
     pub stop: watch::Receiver<bool>,
 }
@@ -149,10 +147,8 @@ async fn copy_table(
 ) -> Result<(), Broken> {
     let plan = &job.link.plans[plan_index];
     let failed = |error: LoadError| broken(job, Some(plan_index), error);
-    let restart = job.restarts.by_plan[plan_index].as_ref();
-    let is_restart = restart.is_some_and(|stored| stored.state == TableState::Copying && stored.was_empty);
     let control = loaders.first_mut().ok_or_else(|| Broken::Again("no connection".to_owned()))?;
-    let direct = control.begin_table(plan, is_restart).await.map_err(failed)?;
+    let direct = control.begin_table(plan).await.map_err(failed)?;
     job.observed.table_state(plan_index, TableState::Copying);
     let chunks = snapshot.chunks(&plan.from).await?;
     let progress = Progress { copied: AtomicU64::new(0), estimated: chunks.estimated_rows, next: AtomicUsize::new(0) };

@@ -300,7 +300,6 @@ impl Source {
             slot: self.config.slot.clone(),
             epoch,
             plans: wanted,
-            restarts: tables,
             shared: shared.clone(),
             stop: stop.clone(),
         };

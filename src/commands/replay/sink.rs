@@ -200,6 +200,7 @@ fn choose(asked: &Asked<'_>, link: &SinkLink, states: &[StoredTable]) -> Result<
         let stored = states.iter().find(|table| table.target == plan.target);
         let why = match stored {
             _ if plan.mode == Mode::Append => "is in mode \"append\": a replay would add its rows again".to_owned(),
+            _ if plan.is_multiset() => "has no key: a replay would add its rows again".to_owned(),
             Some(stored) if stored.state == TableState::Streaming => {
                 tables.push((plan_index, stored.lsn));
                 continue;

@@ -40,9 +40,21 @@ impl<'a> Drafting<'a> {
     fn default_key(&mut self, columns: &[DraftColumn<'a>]) -> Option<Vec<usize>> {
         let span = self.mapping.target.span.clone();
         if self.table.primary_key.is_empty() {
+            let is_full = self.table.replica_identity == ReplicaIdentity::Full;
+            if is_full && self.mapping.mode == Mode::Upsert {
+                self.whole_rows(columns);
+                return (!self.found.has_errors()).then(Vec::new);
+            }
             let message = format!("table \"{}\" has no primary key, and the mapping names no key", self.table.name);
-            let finding = Finding::error("no-key", message);
-            self.report(span, finding.hint("add `key = [\"…\"]`, target columns that are unique together."));
+            let hint = "add `key = [\"…\"]`, target columns that are unique together";
+            let hint = match is_full {
+                true => format!("{hint}."),
+                false => format!(
+                    "{hint}, or run `ALTER TABLE {} REPLICA IDENTITY FULL` at the source: then no key is needed.",
+                    self.table.name.quoted()
+                ),
+            };
+            self.report(span, Finding::error("no-key", message).hint(hint));
             return None;
         }
         let mut key = Vec::new();
@@ -61,6 +73,25 @@ impl<'a> Drafting<'a> {
             }
         }
         (!self.found.has_errors()).then_some(key)
+    }
+
+    /// Without a key a row is found by all its values, so the target must hold them as they came.
+    fn whole_rows(&mut self, columns: &[DraftColumn<'a>]) {
+        let none = format!("\"{}\" has no key", self.table.name);
+        let hint = "add `key = [\"…\"]`, target columns that are unique together.";
+        for column in columns.iter().filter(|column| !matches!(column.from, DraftFrom::Column(_))) {
+            let message = format!("{none}, and column \"{}\" is not a column of it as it is", column.target);
+            let finding = Finding::error("needs-key", message).label("a row is found by what the source has");
+            self.report(column.span.clone(), finding.hint(hint));
+        }
+        if let Some(filter) = &self.mapping.filter {
+            let message = format!("{none}, and \"where\" cannot be used without one");
+            self.report(filter.span.clone(), Finding::error("needs-key", message).hint(hint));
+        }
+        if let Some(deleted) = &self.mapping.deleted_column {
+            let message = format!("{none}, and delete \"soft\" cannot be used without one");
+            self.report(deleted.span.clone(), Finding::error("needs-key", message).hint(hint));
+        }
     }
 
     /// What the source sends of an old row must hold all that the key is made of.

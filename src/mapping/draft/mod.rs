@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::plan::{Mask, Meta};
+use super::plan::{Mask, Meta, Mode};
 use super::sql::{self, SqlError, Word};
 use super::syntax::{At, ColumnFrom, ColumnMapping, Literal, MappingFile, TableMapping};
 use super::syntax_column::did_you_mean;
@@ -49,7 +49,7 @@ pub(super) struct Draft<'a> {
     pub mapping: &'a TableMapping,
     pub table: &'a Table,
     pub columns: Vec<DraftColumn<'a>>,
-    /// Of `columns`, in the key's order; empty only for mode "append".
+    /// Of `columns`, in the key's order; empty for mode "append", and for a table that has none.
     pub key: Vec<usize>,
     pub key_span: Range<usize>,
     pub filter_reads: Vec<&'a Column>,
@@ -79,6 +79,11 @@ impl<'a> Draft<'a> {
         let failed = drafting.found.has_errors();
         findings.0.extend(drafting.found.0);
         if failed { None } else { draft }
+    }
+
+    /// Rows are found by all that is mapped of them, and equal ones are not told apart.
+    pub fn is_multiset(&self) -> bool {
+        self.key.is_empty() && self.mapping.mode == Mode::Upsert
     }
 
     pub fn mask(&self, column: &Column) -> Option<Mask> {

@@ -53,16 +53,29 @@ impl Loader {
     /// Answers whether chunks may be copied straight into the target.
     ///
     /// # Errors
-    /// The sink refuses, or another daemon has taken over.
-    pub async fn begin_table(&mut self, plan: &Plan, is_restart: bool) -> Result<bool, LoadError> {
+    /// The sink refuses, or another daemon has taken over, or rows would come twice.
+    pub async fn begin_table(&mut self, plan: &Plan) -> Result<bool, LoadError> {
         let statements = TableStatements::new(plan, 0);
         let transaction = self.client.transaction().await.map_err(LoadError::Sink)?;
         fence(&transaction, &self.source, self.epoch).await?;
-        if is_restart {
+        // Locked before it is cleared: a chunk whose COMMIT is still under way is then among what is seen.
+        let cut_short = transaction
+            .query_opt(
+                "SELECT state = $3 AND was_empty FROM tailwater.table_state WHERE source = $1 AND target = $2 FOR UPDATE",
+                &[&plan.source, &name_text(&plan.target), &TableState::Copying.as_str()],
+            )
+            .await
+            .map_err(LoadError::Sink)?;
+        if cut_short.is_some_and(|row| row.get(0)) {
             transaction.batch_execute(&statements.clear).await.map_err(LoadError::Sink)?;
         }
         let row = transaction.query_one(&statements.is_empty, &[]).await.map_err(LoadError::Sink)?;
         let was_empty: bool = row.get(0);
+        if !was_empty && plan.is_multiset() {
+            let message = "the target holds rows already, and without a key they cannot be told from those of the source: \
+                           empty it first";
+            return Err(LoadError::Row(message.to_owned()));
+        }
         transaction
             .execute(
                 "INSERT INTO tailwater.table_state (source, target, origin, state, lsn, was_empty, epoch) \

@@ -64,7 +64,7 @@ impl ApplyError {
             Some(code) if code == &SqlState::DIVISION_BY_ZERO => ApplyError::Table {
                 plan_index,
                 sqlstate: Some(code.code().to_owned()),
-                message: "a row that the source updated is missing in the target".to_owned(),
+                message: "a row that the source changed is missing in the target".to_owned(),
             },
             Some(code) if !passes(code) && code != &SqlState::IN_FAILED_SQL_TRANSACTION => {
                 ApplyError::Table { plan_index, sqlstate: Some(code.code().to_owned()), message }

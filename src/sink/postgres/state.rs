@@ -126,8 +126,6 @@ pub struct StoredTable {
     pub joined: bool,
     /// Rows copied.
     pub rows: u64,
-    /// The target held nothing when the copy began, so an interrupted copy may be cleared.
-    pub was_empty: bool,
 }
 
 /// Does the state schema exist?
@@ -212,7 +210,7 @@ pub async fn take_over(
 pub async fn read_tables(client: &Client, source: &str) -> Result<Vec<StoredTable>, tokio_postgres::Error> {
     let rows = client
         .query(
-            "SELECT target, state, lsn, rows, was_empty, until, joined FROM tailwater.table_state WHERE source = $1",
+            "SELECT target, state, lsn, rows, until, joined FROM tailwater.table_state WHERE source = $1",
             &[&source],
         )
         .await?;
@@ -222,9 +220,8 @@ pub async fn read_tables(client: &Client, source: &str) -> Result<Vec<StoredTabl
             state: TableState::from_name(row.get(1))?,
             lsn: lsn(row.get(2)),
             rows: row.get::<_, i64>(3).unsigned_abs(),
-            was_empty: row.get(4),
-            until: lsn(row.get(5)),
-            joined: row.get(6),
+            until: lsn(row.get(4)),
+            joined: row.get(5),
         })
     };
     Ok(rows.into_iter().filter_map(table).collect())

@@ -5,6 +5,8 @@
 //! place (*partial*) or completed first (*fill*) into a stage of target columns (*filled*). A row set is either a temporary
 //! stage table filled by COPY or `unnest` over array parameters; the statements are the same over both.
 //!
+//! Where there is no key, rows to *remove* are told by all their values.
+//!
 //! Every group has a stage of its own: all groups of a batch run in one transaction, which is how long a stage keeps rows.
 
 mod write;
@@ -49,8 +51,10 @@ pub struct TableStatements {
     pub direct_inputs: Vec<usize>,
     pub upsert_set: RowSet,
     pub upsert: Merge,
-    /// What finds rows by their key; `None` in mode `append`.
+    /// What finds rows by their key; `None` in mode `append`, and for a multiset.
     pub keyed: Option<Keyed>,
+    /// Of a multiset only.
+    pub removal: Option<Removal>,
     pub truncate: String,
     /// Removes what an interrupted copy of this source had written.
     pub clear: String,
@@ -59,6 +63,16 @@ pub struct TableStatements {
     /// Rows with holes are always completed before they are written: an expression or the filter reads them, or what is
     /// written is not what is held.
     pub always_fill: bool,
+}
+
+/// The statements that find rows by all their values.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Removal {
+    pub set: RowSet,
+    /// Each row of the set takes one away that equals it; all of them must be there.
+    pub remove: Merge,
+    /// The same while catching up: a TRUNCATE that the snapshot had not yet to show may have taken rows from the copy.
+    pub remove_tolerant: Merge,
 }
 
 /// The statements that find rows by their key.
@@ -99,6 +113,9 @@ impl TableStatements {
             merges.extend(optional.into_iter().flatten());
             merges.extend([&keyed.move_away, &keyed.fill, &keyed.fill_tolerant]);
         }
+        if let Some(removal) = &self.removal {
+            merges.extend([&removal.remove, &removal.remove_tolerant]);
+        }
         merges
     }
 
@@ -110,6 +127,7 @@ impl TableStatements {
             stages.extend(sets.map(|set| set.create.as_str()));
             stages.push(&keyed.create_filled);
         }
+        stages.extend(self.removal.iter().map(|removal| removal.set.create.as_str()));
         stages
     }
 
@@ -117,6 +135,7 @@ impl TableStatements {
     pub fn all(&self) -> Vec<&str> {
         let mut sets = vec![(&self.upsert_set, &self.upsert)];
         sets.extend(self.keyed.iter().map(|keyed| (&keyed.move_set, &keyed.move_away)));
+        sets.extend(self.removal.iter().map(|removal| (&removal.set, &removal.remove)));
         let over_arrays =
             sets.into_iter().filter(|(set, _)| set.fits_arrays).map(|(_, merge)| merge.over_arrays.as_str());
         self.copy_into_target.as_deref().into_iter().chain(self.over_stages()).chain(over_arrays).collect()
@@ -158,12 +177,25 @@ impl TableStatements {
             copy_into_target: direct_inputs.as_ref().map(|_| writer.copy_into_target()),
             direct_inputs: direct_inputs.unwrap_or_default(),
             upsert: writer.over(&upsert_set, |from| writer.upsert(from)),
-            keyed: (plan.mode != Mode::Append).then(|| Keyed::new(&writer, &upsert_set, always_fill)),
+            keyed: (plan.mode != Mode::Append && !plan.is_multiset())
+                .then(|| Keyed::new(&writer, &upsert_set, always_fill)),
+            removal: plan.is_multiset().then(|| Removal::new(&writer)),
             truncate: writer.truncate(),
             clear: writer.clear(),
             is_empty: writer.is_empty(),
             always_fill,
             upsert_set,
+        }
+    }
+}
+
+impl Removal {
+    fn new(writer: &Writer<'_>) -> Self {
+        let set = writer.row_set("remove", &writer.plan.key_inputs, &[]);
+        Removal {
+            remove: writer.over(&set, |from| counted(&writer.remove(from))),
+            remove_tolerant: writer.over(&set, |from| writer.remove(from)),
+            set,
         }
     }
 }

@@ -211,8 +211,13 @@ fn a_source_without_identity_needs_one() {
     let undeclared = "columns = { id = \"id\" }";
     check(
         undeclared,
+        &live(vec![keyless.clone()], vec![target()]),
+        &["has no primary key, and the mapping names no key", "REPLICA IDENTITY FULL` at the source: then no key is"],
+    );
+    check(
+        &format!("{undeclared}\nmode = \"insert_new\""),
         &live(vec![full(keyless.clone())], vec![target()]),
-        &["has no primary key, and the mapping names no key"],
+        &["has no primary key, and the mapping names no key", "target columns that are unique together."],
     );
     let (resolved, findings) = resolved(
         &headed(&format!("[table.\"dwh.d\"]\nfrom = \"public.course\"\n{lines}\n")),
@@ -220,6 +225,24 @@ fn a_source_without_identity_needs_one() {
     );
     assert!(findings.0.is_empty(), "{}", findings.render(false));
     assert_eq!(resolved.plans[0].key_inputs, [0]);
+}
+
+#[test]
+fn without_a_key_only_whole_rows_as_they_are_can_be_mirrored() {
+    let keyless = full(Table { primary_key: Vec::new(), identity_columns: Vec::new(), ..course() });
+    let live = live(vec![keyless], vec![target()]);
+    let cases: &[(&str, &[&str])] = &[
+        (
+            "columns = { id = \"id\", n = { sql = \"id + 1\" } }",
+            &["\"public.course\" has no key, and column \"n\" is not a column of it as it is", "5:24", "add `key ="],
+        ),
+        ("columns = { id = \"id\", title = { meta = \"op\" } }", &["column \"title\" is not a column of it"]),
+        ("columns = { id = \"id\" }\nwhere = \"flag\"", &["\"where\" cannot be used without one", "6:9"]),
+        ("columns = { id = \"id\" }\ndelete = \"soft\"", &["delete \"soft\" cannot be used without one"]),
+    ];
+    for (lines, expected) in cases {
+        check(lines, &live, expected);
+    }
 }
 
 #[test]

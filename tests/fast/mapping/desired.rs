@@ -4,7 +4,7 @@ use tailwater::catalog::TypeKind;
 use tailwater::mapping::desired::{ddl, desired_tables};
 use tailwater::mapping::resolve::{Live, resolve};
 
-use super::{config, headed, live, parse, table, with};
+use super::{config, full, headed, live, parse, table, with};
 
 const MAPPING: &str = r#"
 [table."dwh.d_course"]
@@ -53,6 +53,19 @@ CREATE TABLE IF NOT EXISTS \"dwh\".\"log\" (
 );
 ";
     assert_eq!(ddl(&tables), expected);
+}
+
+#[test]
+fn a_table_without_a_key_gets_none() {
+    let mapping = "[table.\"dwh.log\"]\nfrom = \"public.log\"\ncolumns = \"*\"\n";
+    let ends = live(vec![full(table("public.log", &["id integer!", "doc json"], &[]))], Vec::new());
+    let (tables, findings) = desired_tables(&config(), &[parse(&headed(mapping))], &ends);
+    assert!(findings.0.is_empty(), "{}", findings.render(false));
+    assert!(tables[0].primary_key.is_empty());
+    let ends = Live { assume: tables, ..ends };
+    let (resolved, findings) = resolve(&config(), &[parse(&headed(mapping))], &ends);
+    assert!(findings.0.is_empty(), "{}", findings.render(false));
+    assert!(resolved.plans[0].is_multiset());
 }
 
 #[test]

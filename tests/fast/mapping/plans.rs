@@ -56,6 +56,16 @@ fn expressions_read_what_they_name() {
 }
 
 #[test]
+fn without_a_primary_key_whole_old_rows_are_found_by_all_that_is_mapped() {
+    let keyless = full(table("public.a", &["t text", "j json", "unmapped integer"], &[]));
+    let target = table("dwh.d", &["t text", "copy text", "j json"], &[]);
+    let plan = plan("columns = { t = \"t\", copy = \"t\", j = \"j\" }", keyless, target);
+    assert!(plan.is_multiset());
+    assert_eq!((plan.key.len(), &plan.key_inputs[..]), (0, &[0, 1][..]));
+    assert!(plan.inputs.iter().all(|input| !input.toastable), "the whole old row is sent");
+}
+
+#[test]
 fn json_paths_become_operators() {
     let target = ["id integer!", "user_id integer", "name text"];
     let lines = "columns = { id = \"id\", user_id = { json = \"j.user.id\" }, name = { json = 'j.\"full name\"' } }";

@@ -70,7 +70,8 @@ impl PostgresSink {
         let statements = &self.tables[table.plan_index];
         let reader = RowReader::new(batch, table, &self.mask_key);
         let fills = statements.always_fill || self.is_tolerant[table.plan_index];
-        let deletes = statements.keyed.as_ref().is_some_and(|keyed| keyed.delete.is_some());
+        let deletes =
+            statements.removal.is_some() || statements.keyed.as_ref().is_some_and(|keyed| keyed.delete.is_some());
         let mut groups: [Vec<u32>; GROUPS] = Default::default();
         for (index, entry) in table.entries.iter().enumerate() {
             let index = u32::try_from(index).expect("a batch holds fewer than 2^32 rows");
@@ -154,7 +155,12 @@ pub(super) fn parts(statements: &TableStatements, group: Group, tolerant: bool) 
         (Group::Fill, Some(keyed)) if tolerant => merge(&keyed.fill_set, Some(&keyed.fill_tolerant)),
         (Group::Fill, Some(keyed)) => merge(&keyed.fill_set, Some(&keyed.fill)),
         (Group::Filled, Some(keyed)) => Parts::Write(&keyed.write_filled),
-        // Without keys there are inserts only.
+        (Group::Delete, None) => match &statements.removal {
+            Some(removal) if tolerant => merge(&removal.set, Some(&removal.remove_tolerant)),
+            Some(removal) => merge(&removal.set, Some(&removal.remove)),
+            None => Parts::Write(&[]),
+        },
+        // Without keys rows come and go, and nothing else.
         (_, None) => Parts::Write(&[]),
     }
 }

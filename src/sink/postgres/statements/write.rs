@@ -1,6 +1,7 @@
 //! The statements' texts.
 
 mod fill;
+mod remove;
 
 use std::fmt::Write as _;
 
@@ -145,6 +146,7 @@ impl<'a> Writer<'a> {
             .collect();
         match self.plan.mode {
             Mode::Append => String::new(),
+            _ if self.plan.is_multiset() => String::new(),
             Mode::Upsert if !set.is_empty() => {
                 format!(" ON CONFLICT ({}) DO UPDATE SET {}", keys.join(", "), set.join(", "))
             }
