@@ -55,10 +55,11 @@ impl Servers {
     /// Of a database, in the form that libpq, tokio-postgres and tailwater all read.
     pub fn url(&self, cluster: &Cluster, database: &str) -> String {
         match self.transport {
-            Transport::Socket => cluster.socket_url(database),
-            Transport::Tcp => {
-                format!("host=127.0.0.1 port={} user=postgres dbname={database} sslmode=disable", cluster.port())
+            Transport::Socket => {
+                let directory = cluster.socket_directory();
+                format!("postgres://postgres@/{database}?host={}&port={}", directory.display(), cluster.port())
             }
+            Transport::Tcp => format!("{}?sslmode=disable", cluster.url(database)),
         }
     }
 
