@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde::Serialize;
 use tokio_postgres::Client;
 
@@ -16,7 +17,7 @@ pub const DEADLINE: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// A way to drain a backlog.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ValueEnum)]
 pub enum Way {
     Native,
     Tailwater,
@@ -26,10 +27,6 @@ pub enum Way {
     Wire,
     /// tailwater's own stream into a journal, with no sink.
     Journal,
-}
-
-impl Way {
-    pub const ALL: [Way; 5] = [Way::Native, Way::Tailwater, Way::Recvlogical, Way::Wire, Way::Journal];
 }
 
 /// What one drain took.
@@ -52,11 +49,11 @@ pub struct Drains {
     pub measures: Vec<Measure>,
 }
 
-/// Drains a backlog by every way, `rounds` times, each round beginning with another one.
-pub async fn rounds(servers: &Servers, written: &Written<'_>, rounds: usize) -> Result<Vec<Drains>> {
+/// Drains a backlog by each way, `rounds` times, each round beginning with another one.
+pub async fn rounds(servers: &Servers, written: &Written<'_>, ways: &[Way], rounds: usize) -> Result<Vec<Drains>> {
     let backlog = written.backlog;
     written.home.configure(&servers.config(backlog.database), &[("mapping.toml", &backlog.mapping())])?;
-    let mut drains: Vec<Drains> = Way::ALL.map(|way| Drains { way, measures: Vec::new() }).into();
+    let mut drains: Vec<_> = ways.iter().map(|&way| Drains { way, measures: Vec::new() }).collect();
     for round in 0..rounds {
         for step in 0..drains.len() {
             let turn = (round + step) % drains.len();

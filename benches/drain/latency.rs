@@ -102,7 +102,7 @@ async fn load_and_probe(servers: &Servers, sink: &Client, probes: i32) -> Result
 
 async fn write(client: Client, writer: u32, stop: Arc<AtomicBool>, commits: Arc<AtomicU64>) -> Result<()> {
     let writer = i32::try_from(writer)?;
-    let sql = "INSERT INTO load VALUES ($1, $2, clock_timestamp(), repeat(md5($2::text), 3))";
+    let sql = "INSERT INTO load VALUES ($1, $2, clock_timestamp(), repeat(md5(random()::text), 3))";
     let insert = client.prepare(sql).await?;
     let every = Duration::from_secs(1) * WRITERS / TRANSACTIONS_PER_SECOND;
     let mut clock = tokio::time::interval(every);

@@ -22,6 +22,7 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
 use backlog::Backlog;
+use drain::Way;
 use servers::{Servers, Transport};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -47,6 +48,9 @@ struct Args {
     /// Only these parts.
     #[arg(long, env = "TAILWATER_BENCH_ONLY", value_delimiter = ',', default_value = "a,b,latency,snapshot")]
     only: Vec<Part>,
+    /// Drains only by these ways.
+    #[arg(long, env = "TAILWATER_BENCH_WAYS", value_delimiter = ',')]
+    ways: Vec<Way>,
     /// Lets the native subscription stream binary values too; by default it is as CREATE SUBSCRIPTION makes it.
     #[arg(long, env = "TAILWATER_BENCH_NATIVE_BINARY")]
     native_binary: bool,
@@ -69,6 +73,7 @@ fn main() -> Result<()> {
 async fn run(args: Args) -> Result<()> {
     let began = Instant::now();
     let mut servers = Servers::start(&args.sink, args.native_binary)?;
+    let ways = if args.ways.is_empty() { Way::value_variants().to_vec() } else { args.ways.clone() };
     let mut json = serde_json::Map::new();
     report::machine(args.scale);
     for backlog in [Backlog::orders(args.scale), Backlog::tpcb(args.scale)] {
@@ -78,7 +83,7 @@ async fn run(args: Args) -> Result<()> {
         let written = backlog.prepare(&servers).await?;
         for &transport in &args.transport {
             servers.transport = transport;
-            let drains = drain::rounds(&servers, &written, args.rounds).await?;
+            let drains = drain::rounds(&servers, &written, &ways, args.rounds).await?;
             report::drains(&backlog, transport, &drains);
             json.insert(format!("{} {transport:?}", backlog.name), serde_json::to_value(&drains)?);
         }
