@@ -72,6 +72,12 @@ pub fn take(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     Ok(Some((frame, total)))
 }
 
+/// The server's clock when it sent the message whose frame stands at the front of `bytes`.
+pub fn sent_at(bytes: &[u8]) -> Option<UnixMicros> {
+    let clock = bytes.get(XLOG_HEADER_BYTES - 8..)?.first_chunk::<8>()?;
+    Some(UnixMicros::from_postgres(i64::from_be_bytes(*clock)))
+}
+
 fn keepalive(payload: &[u8]) -> Option<Keepalive> {
     let (&wal_end, rest) = payload.get(1..)?.split_first_chunk::<8>()?;
     let (&clock, rest) = rest.split_first_chunk::<8>()?;

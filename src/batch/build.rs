@@ -1,6 +1,7 @@
 //! Building batches: blocks of frames go in, batches come out at transaction boundaries.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -15,6 +16,13 @@ use crate::mapping::bind::{BindError, Binding};
 use crate::mapping::plan::Plan;
 use crate::pgoutput::Relation;
 use crate::tuple::Tuple;
+
+/// Behind by less than this, a stream counts as live.
+const LIVE: Duration = Duration::from_millis(50);
+/// The longest that a batch is held back for more. A tenth of what the stream is behind, at most.
+const GATHER_MAX: Duration = Duration::from_millis(100);
+/// Rows that are worth no further wait: what a batch costs by itself is small beside them.
+const GATHER_ROWS: usize = 20_000;
 
 /// When a batch is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,6 +98,8 @@ pub struct Builder {
     commits: u64,
     oldest_commit_ts: Option<UnixMicros>,
     rows: usize,
+    /// How long after its commit the last transaction was sent.
+    behind: Duration,
     /// Transactions that commit here or later are left out.
     until: Lsn,
     /// The open transaction is to be left out.
@@ -122,6 +132,7 @@ impl Builder {
             commits: 0,
             oldest_commit_ts: None,
             rows: 0,
+            behind: Duration::ZERO,
             until: Lsn(u64::MAX),
             skipping: false,
             reached: checkpoint,
@@ -171,6 +182,15 @@ impl Builder {
         self.rows >= self.limits.rows || self.block_bytes >= self.limits.bytes || self.commits >= self.limits.commits
     }
 
+    /// How long a sink that is free should wait for more. While the source sends what it committed long ago, more comes
+    /// at once, and few large batches cost the sink a fraction of many small ones. A live stream never waits.
+    pub fn gathers_for(&self) -> Duration {
+        if self.behind < LIVE || self.rows >= GATHER_ROWS || self.is_full() {
+            return Duration::ZERO;
+        }
+        (self.behind / 10).min(GATHER_MAX)
+    }
+
     /// Commit time of the oldest transaction that waits.
     pub fn oldest_commit_ts(&self) -> Option<UnixMicros> {
         self.oldest_commit_ts
@@ -190,6 +210,7 @@ impl Builder {
                 return Err(BuildError::Frame(FrameError::Length(-1)));
             };
             let step = self.assembler.push(frame)?;
+            let frame_at = at;
             at += length;
             match step {
                 Step::Change { relation, change, .. } => {
@@ -203,6 +224,7 @@ impl Builder {
                 }
                 Step::Begin(begin) => self.begin(begin),
                 Step::Commit(checkpoint) => {
+                    self.behind = behind(frame::sent_at(&block[frame_at..]), checkpoint.commit_ts);
                     self.commit(checkpoint);
                     if self.is_full() && at < block.len() {
                         return Ok(Taken::Until(at));
@@ -282,6 +304,8 @@ impl Builder {
     }
 
     fn idle(&mut self, lsn: Lsn) {
+        // Between transactions the source reports only when it has nothing else to send.
+        self.behind = Duration::ZERO;
         if lsn > self.reached.end_lsn {
             self.reached = Checkpoint { commit_lsn: lsn, end_lsn: lsn, ordinal: 0, commit_ts: self.reached.commit_ts };
         }
@@ -399,6 +423,12 @@ impl Builder {
     fn target(&self, route: usize) -> &TableName {
         &self.routes[route].plan.target
     }
+}
+
+/// By the source's clock alone.
+fn behind(sent_at: Option<UnixMicros>, commit_ts: Option<UnixMicros>) -> Duration {
+    let micros = sent_at.zip(commit_ts).map_or(0, |(sent_at, commit_ts)| sent_at.0.saturating_sub(commit_ts.0));
+    Duration::from_micros(u64::try_from(micros).unwrap_or_default())
 }
 
 fn is_key_only(old: &crate::pgoutput::Old<'_>) -> bool {

@@ -232,3 +232,33 @@ fn relation_without_columns_passes() {
     assert_eq!(builder.push(&Bytes::from(block), 0), Ok(Taken::Whole));
     assert!(builder.take().is_rowless());
 }
+
+/// An empty transaction, sent some time after its commit.
+fn sent_after(millis: i64, lsn: u64) -> Bytes {
+    let begin = [b"B".as_slice(), &lsn.to_be_bytes(), &[0; 8], &[0, 0, 0, 9]].concat();
+    let commit = [b"C\0".as_slice(), &lsn.to_be_bytes(), &(lsn + 8).to_be_bytes(), &[0; 8]].concat();
+    let mut block = Vec::new();
+    for message in [begin, commit] {
+        let start = block.len();
+        crate::frame::write_message(&mut block, &message);
+        let clock = start + crate::frame::XLOG_HEADER_BYTES - 8;
+        block[clock..clock + 8].copy_from_slice(&(millis * 1_000).to_be_bytes());
+    }
+    Bytes::from(block)
+}
+
+#[test]
+fn backlog_is_gathered_and_a_live_stream_is_not() {
+    let limits = BatchLimits { rows: 10, bytes: usize::MAX, commits: 10 };
+    let mut builder = Builder::new(&[], Checkpoint::default(), limits);
+    // The sender's clock may be set back: that says nothing of how far it is behind.
+    for (step, (behind_ms, waits_ms)) in [(3, 0), (200, 20), (60_000, 100), (-500, 0)].into_iter().enumerate() {
+        builder.push(&sent_after(behind_ms, 100 * (step as u64 + 1)), 0).expect("well formed");
+        assert_eq!(builder.gathers_for().as_millis(), waits_ms, "behind by {behind_ms} ms");
+    }
+    builder.push(&sent_after(60_000, 900), 0).expect("well formed");
+    let mut idle = Vec::new();
+    crate::frame::write_keepalive(&mut idle, Lsn(2_000), false);
+    builder.push(&Bytes::from(idle), 0).expect("well formed");
+    assert!(builder.gathers_for().is_zero(), "nothing more comes");
+}

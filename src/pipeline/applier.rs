@@ -86,11 +86,20 @@ struct Session {
     sent: Checkpoint,
     recorded_at: Instant,
     started_at: Instant,
+    /// Since when the sink waits for work.
+    free_since: Instant,
     queue: VecDeque<Tables>,
     /// Announced changes of the sink's open transaction.
     touches: Vec<Touch>,
     /// Plans that joined the stream and are whole once the sink's checkpoint reaches this.
     settling: Vec<(usize, Lsn)>,
+}
+
+impl Session {
+    /// The sink is free and has work, and yet more is worth waiting for.
+    fn is_gathering(&self) -> bool {
+        self.applying.is_none() && !self.builder.is_empty() && self.free_since.elapsed() < self.builder.gathers_for()
+    }
 }
 
 /// Why a session ended.
@@ -207,6 +216,7 @@ impl Applier {
             sent: checkpoint,
             recorded_at: Instant::now(),
             started_at: Instant::now(),
+            free_since: Instant::now(),
             queue: VecDeque::new(),
             touches: Vec::new(),
             settling: Vec::new(),
@@ -225,6 +235,7 @@ impl Applier {
             let idle_in = session.recorded_at + self.link.config.idle_record;
             let wants_more = session.rest.is_none() && !session.builder.is_full();
             let stopping = *self.stop.borrow();
+            let gathers_until = session.free_since + session.builder.gathers_for();
             if stopping && session.applying.is_none() && session.builder.is_empty() {
                 return Over::End(End::Stopped);
             }
@@ -232,6 +243,7 @@ impl Applier {
                 biased;
                 done = async { session.applying.as_mut().expect("guarded").await }, if session.applying.is_some() => {
                     session.applying = None;
+                    session.free_since = Instant::now();
                     let Ok((sink, batch, result)) = done else {
                         return Over::End(End::Failed("the sink's task panicked".to_owned()));
                     };
@@ -247,6 +259,8 @@ impl Applier {
                     }
                 }
                 Some(tables) = self.tables.recv(), if !stopping => session.queue.push_back(tables),
+                // Looked at in `dispatch`.
+                () = tokio::time::sleep_until(gathers_until.into()), if session.is_gathering() => {}
                 () = tokio::time::sleep_until(idle_in.into()), if session.applying.is_none() && !stopping => {
                     // Looked at in `dispatch`; the clock goes on even if there was nothing to record.
                     if session.builder.reached().end_lsn <= session.sent.end_lsn {
@@ -300,7 +314,9 @@ impl Applier {
         self.fill(session)?;
         let ready = !session.builder.is_empty() && (session.builder.at_boundary() || session.builder.is_full());
         if ready {
-            self.start(session);
+            if !session.is_gathering() || *self.stop.borrow() {
+                self.start(session);
+            }
             return Ok(());
         }
         if !session.builder.is_empty() || !session.builder.at_boundary() {

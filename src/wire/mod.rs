@@ -92,7 +92,9 @@ pub enum Gulp {
 /// A connection with `replication=database`.
 pub struct ReplicationConnection {
     transport: Transport,
+    /// What was read and not taken, then room for the next read: cleared once when it is made, not at each read.
     buffer: BytesMut,
+    filled: usize,
     /// Length to which the buffer has to grow before a frame can be whole.
     wanted: usize,
 }
@@ -115,7 +117,7 @@ impl ReplicationConnection {
 
     fn connect_to(url: &PgUrl, endpoint: &Endpoint, app_name: &str) -> Result<Self, WireError> {
         let transport = Transport::open(url, endpoint)?;
-        let mut connection = ReplicationConnection { transport, buffer: BytesMut::new(), wanted: 0 };
+        let mut connection = ReplicationConnection { transport, buffer: BytesMut::new(), filled: 0, wanted: 0 };
         connection.transport.set_read_timeout(Some(url.connect_timeout))?;
         let options = startup_options(url, &[]);
         let parameters = [
@@ -189,7 +191,7 @@ impl ReplicationConnection {
             if self.buffer[0] == b'W' {
                 let length = self.length_at_front()?;
                 self.fill_to(length)?;
-                self.buffer.advance(length);
+                self.advance(length);
                 return Ok(());
             }
             match self.message()? {
@@ -206,15 +208,15 @@ impl ReplicationConnection {
     /// # Errors
     /// The connection broke or was closed.
     pub fn gulp(&mut self) -> Result<Gulp, WireError> {
-        let wanted = self.wanted.saturating_sub(self.buffer.len()).max(READ_BYTES);
-        let filled = self.buffer.len();
-        if self.buffer.capacity() - filled < READ_BYTES / 8 || self.wanted > self.buffer.capacity() {
-            self.buffer.reserve(wanted);
+        let room = self.buffer.len() - self.filled;
+        if room < READ_BYTES / 8 || self.wanted > self.buffer.len() {
+            let length = (self.filled + READ_BYTES).max(self.wanted);
+            let mut larger = BytesMut::zeroed(length);
+            larger[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
+            self.buffer = larger;
         }
-        let room = self.buffer.capacity().min(filled + wanted.max(READ_BYTES));
-        self.buffer.resize(room, 0);
-        let read = self.transport.read(&mut self.buffer[filled..]);
-        self.buffer.truncate(filled + *read.as_ref().unwrap_or(&0));
+        let read = self.transport.read(&mut self.buffer[self.filled..]);
+        self.filled += *read.as_ref().unwrap_or(&0);
         match read {
             Ok(0) => Err(WireError::Io(io::ErrorKind::UnexpectedEof.into())),
             Ok(count) => Ok(Gulp::Bytes(count)),
@@ -225,13 +227,14 @@ impl ReplicationConnection {
 
     /// The bytes that were read and not taken.
     pub fn pending(&self) -> &[u8] {
-        &self.buffer
+        &self.buffer[..self.filled]
     }
 
     /// Takes whole frames off the front. The rest is kept; a frame that is cut tells how long it will be.
     pub fn take(&mut self, length: usize) -> Bytes {
         let taken = self.buffer.split_to(length).freeze();
-        self.wanted = match self.buffer.get(1..5) {
+        self.filled -= length;
+        self.wanted = match self.pending().get(1..5) {
             Some(length) => u32::from_be_bytes([length[0], length[1], length[2], length[3]]) as usize + 1,
             None => 0,
         };
@@ -275,9 +278,9 @@ impl ReplicationConnection {
         self.send(&out)?;
         let deadline = Instant::now() + FINISH_TIMEOUT;
         while Instant::now() < deadline {
-            match crate::frame::take(&self.buffer) {
+            match crate::frame::take(self.pending()) {
                 // What was under way when the server learned of the end.
-                Ok(Some((_, length))) => self.buffer.advance(length),
+                Ok(Some((_, length))) => self.advance(length),
                 Ok(None) => {
                     self.gulp()?;
                 }
@@ -304,7 +307,14 @@ impl ReplicationConnection {
         self.fill_to(5)?;
         let length = self.length_at_front()?;
         self.fill_to(length)?;
-        backend::Message::parse(&mut self.buffer)?.ok_or_else(|| WireError::Protocol("message cut short".to_owned()))
+        let mut message = self.buffer.split_to(length);
+        self.filled -= length;
+        backend::Message::parse(&mut message)?.ok_or_else(|| WireError::Protocol("message cut short".to_owned()))
+    }
+
+    fn advance(&mut self, length: usize) {
+        self.buffer.advance(length);
+        self.filled -= length;
     }
 
     fn length_at_front(&self) -> Result<usize, WireError> {
@@ -316,7 +326,7 @@ impl ReplicationConnection {
     }
 
     fn fill_to(&mut self, length: usize) -> Result<(), WireError> {
-        while self.buffer.len() < length {
+        while self.filled < length {
             self.wanted = length;
             if self.gulp()? == Gulp::Nothing {
                 return Err(WireError::Io(io::ErrorKind::TimedOut.into()));

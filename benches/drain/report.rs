@@ -1,0 +1,128 @@
+//! The tables on standard output: medians, with least and most in parentheses.
+
+use crate::backlog::Backlog;
+use crate::drain::{Drains, Measure, Way};
+use crate::latency::Latencies;
+use crate::servers::Transport;
+use crate::snapshot::Copies;
+
+/// Median, least and most.
+pub fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    let middle = values.len() / 2;
+    let median =
+        if values.len().is_multiple_of(2) { (at(middle.wrapping_sub(1)) + at(middle)) / 2.0 } else { at(middle) };
+    (median, at(0), at(values.len().wrapping_sub(1)))
+}
+
+fn median(measures: &[Measure], of: impl Fn(&Measure) -> f64) -> f64 {
+    spread(measures.iter().map(of).collect()).0
+}
+
+pub fn machine(scale: f64) {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
+    println!("{cores} cores, {}; PostgreSQL 15, fsync off; scale {scale}", model.unwrap_or("unknown").trim());
+    println!("Medians of all rounds, least and most in parentheses. CPU in seconds.");
+}
+
+fn name(way: Way) -> &'static str {
+    match way {
+        Way::Native => "native logical replication",
+        Way::Tailwater => "tailwater",
+        Way::Recvlogical => "reading: pg_recvlogical",
+        Way::Wire => "reading: tailwater's connection",
+        Way::Journal => "reading: into the journal",
+    }
+}
+
+fn via(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Socket => "over unix sockets",
+        Transport::Tcp => "over TCP, sslmode=disable",
+    }
+}
+
+pub fn drains(backlog: &Backlog, transport: Transport, drains: &[Drains]) {
+    println!("\nBacklog {}: {}; {}", backlog.name, backlog.title, via(transport));
+    println!(
+        "{:<32}{:>22}{:>12}{:>9}{:>9}{:>9}{:>11}{:>10}",
+        "", "seconds", "changes/s", "source", "process", "sink", "µs/change", "peak MiB"
+    );
+    for drain in drains {
+        let measures = &drain.measures;
+        let (seconds, least, most) = spread(measures.iter().map(|measure| measure.seconds).collect());
+        let own = median(measures, |measure| measure.own_cpu);
+        let peak = median(measures, |measure| measure.peak_mib);
+        println!(
+            "{:<32}{:>22}{:>12.0}{:>9.2}{:>9}{:>9}{:>11}{:>10}",
+            name(drain.way),
+            format!("{seconds:.2} ({least:.2}–{most:.2})"),
+            backlog.changes as f64 / seconds,
+            median(measures, |measure| measure.source_cpu),
+            unless_zero(own, 2),
+            unless_zero(median(measures, |measure| measure.sink_cpu), 2),
+            unless_zero(own * 1e6 / backlog.changes as f64, 2),
+            unless_zero(peak, 0),
+        );
+    }
+    let seconds = |way: Way| {
+        let found = drains.iter().find(|drain| drain.way == way);
+        found.map_or(f64::NAN, |drain| median(&drain.measures, |measure| measure.seconds))
+    };
+    let own = seconds(Way::Tailwater);
+    let reading = seconds(Way::Wire);
+    println!(
+        "tailwater / native {:.2} (aim {:.2}); tailwater / reading alone {:.2} (aim {:.2})",
+        own / seconds(Way::Native),
+        backlog.aims.0,
+        own / reading,
+        backlog.aims.1
+    );
+}
+
+fn unless_zero(value: f64, digits: usize) -> String {
+    if value == 0.0 { "-".to_owned() } else { format!("{value:.digits$}") }
+}
+
+pub fn latencies(all: &[Latencies]) {
+    println!("\nFrom just before the commit until a reader of the sink sees the row, in ms");
+    println!(
+        "{:<32}{:>8}{:>8}{:>8}{:>8}{:>9}{:>14}{:>9}{:>9}{:>9}",
+        "", "p50", "p90", "p99", "most", "probes", "load, tx/s", "source", "process", "sink"
+    );
+    for one in all {
+        println!(
+            "{:<32}{:>8.1}{:>8.1}{:>8.1}{:>8.1}{:>9}{:>14.0}{:>9.2}{:>9}{:>9}",
+            name(one.way),
+            one.percentile(50),
+            one.percentile(90),
+            one.percentile(99),
+            one.percentile(100),
+            one.millis.len(),
+            one.transactions_per_second,
+            one.cpu.source_cpu,
+            unless_zero(one.cpu.own_cpu, 2),
+            unless_zero(one.cpu.sink_cpu, 2),
+        );
+    }
+    println!("aim: p50 at most 5, p99 at most 25 at 1,000 transactions/s");
+}
+
+pub fn snapshot(copies: &Copies) {
+    let rate =
+        |measures: &[Measure]| spread(measures.iter().map(|measure| copies.rows as f64 / measure.seconds).collect());
+    println!("\nSnapshot of {} rows of 10 columns, rows/s", copies.rows);
+    let (own, least, most) = rate(&copies.tailwater);
+    println!(
+        "{:<32}{own:>12.0} ({least:.0}–{most:.0})   process {:.2} CPU s, peak {:.0} MiB",
+        "tailwater, start to streaming",
+        median(&copies.tailwater, |measure| measure.own_cpu),
+        median(&copies.tailwater, |measure| measure.peak_mib),
+    );
+    let (pipe, least, most) = rate(&copies.pipe);
+    println!("{:<32}{pipe:>12.0} ({least:.0}–{most:.0})", "psql COPY | psql COPY, binary");
+    println!("tailwater / COPY | COPY {:.2} (aim 0.90)", own / pipe);
+}
