@@ -35,6 +35,9 @@ use crate::telemetry::handles::Stage;
 /// An idle position is recorded early once it is this far ahead.
 const IDLE_BYTES: u64 = 16 << 20;
 
+/// After this without news, whole transactions do not wait for one whose rest has not come.
+const STALL: Duration = Duration::from_secs(1);
+
 /// What the snapshot tells the applier.
 pub struct Tables {
     /// These plans' tables were copied and wait to join the stream, all at once.
@@ -85,6 +88,9 @@ struct Session {
     /// What the sink will hold when the batch under way is applied.
     sent: Checkpoint,
     recorded_at: Instant,
+    /// When the session last looked whether something is due, and when the journal last had something.
+    looked_at: Instant,
+    heard_at: Instant,
     started_at: Instant,
     /// Since when the sink waits for work.
     free_since: Instant,
@@ -215,6 +221,8 @@ impl Applier {
             rest: None,
             sent: checkpoint,
             recorded_at: Instant::now(),
+            looked_at: Instant::now(),
+            heard_at: Instant::now(),
             started_at: Instant::now(),
             free_since: Instant::now(),
             queue: VecDeque::new(),
@@ -232,7 +240,7 @@ impl Applier {
             if let Err(over) = self.dispatch(&mut session).await {
                 return over;
             }
-            let idle_in = session.recorded_at + self.link.config.idle_record;
+            let look_in = session.looked_at + self.link.config.idle_record.min(STALL);
             let wants_more = session.rest.is_none() && !session.builder.is_full();
             let stopping = *self.stop.borrow();
             let gathers_until = session.free_since + session.builder.gathers_for();
@@ -253,6 +261,7 @@ impl Applier {
                     }
                 }
                 item = session.reader.next(), if wants_more && !stopping => {
+                    session.heard_at = Instant::now();
                     match item {
                         Ok(item) => if let Err(over) = self.take_in(&mut session, item) { return over },
                         Err(error) => return error.into(),
@@ -261,7 +270,8 @@ impl Applier {
                 Some(tables) = self.tables.recv(), if !stopping => session.queue.push_back(tables),
                 // Looked at in `dispatch`.
                 () = tokio::time::sleep_until(gathers_until.into()), if session.is_gathering() => {}
-                () = tokio::time::sleep_until(idle_in.into()), if session.applying.is_none() && !stopping => {
+                () = tokio::time::sleep_until(look_in.into()), if session.applying.is_none() && !stopping => {
+                    session.looked_at = Instant::now();
                     // Looked at in `dispatch`; the clock goes on even if there was nothing to record.
                     if session.builder.reached().end_lsn <= session.sent.end_lsn {
                         session.recorded_at = Instant::now();
@@ -320,7 +330,7 @@ impl Applier {
             return Ok(());
         }
         if !session.builder.is_empty() || !session.builder.at_boundary() {
-            return Ok(());
+            return self.part_from_unfinished(session);
         }
         if let Some(tables) = session.queue.pop_front() {
             return self.join_tables(session, tables).await;

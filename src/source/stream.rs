@@ -89,6 +89,7 @@ pub struct StreamShared {
     confirmed: AtomicU64,
     full: AtomicBool,
     draining: AtomicBool,
+    source_leaves: AtomicBool,
 }
 
 impl StreamShared {
@@ -101,6 +102,7 @@ impl StreamShared {
             confirmed: AtomicU64::new(0),
             full: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            source_leaves: AtomicBool::new(false),
         })
     }
 
@@ -127,6 +129,11 @@ impl StreamShared {
     /// The source is shutting down and waits until everything it sent is confirmed.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Another session was told that the source is shutting down. A stream that does not read cannot hear of it.
+    pub fn source_leaves(&self) {
+        self.source_leaves.store(true, Ordering::Relaxed);
     }
 
     /// The journal is at its cap and the stream waits for the sinks.
@@ -180,6 +187,7 @@ impl Stream {
         observer: Box<dyn StreamObserver>,
     ) -> Result<Stream, StreamError> {
         journal.begin(start)?;
+        shared.source_leaves.store(false, Ordering::Relaxed);
         shared.received.fetch_max(start.0, Ordering::Relaxed);
         let now = Instant::now();
         let clock = Clock { status: now, reply: now, heard: now, probed: now, synced: now, read: now };
@@ -216,6 +224,10 @@ impl Stream {
             }
             let full = !self.journal.has_room();
             self.shared.full.store(full, Ordering::Relaxed);
+            if full && self.shared.source_leaves.load(Ordering::Relaxed) {
+                self.send_status(Reply::NotNeeded)?;
+                return Err(StreamError::Draining);
+            }
             if full {
                 thread::sleep(READ_TIMEOUT);
                 // Nobody listens, so silence says nothing.

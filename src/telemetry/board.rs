@@ -113,6 +113,15 @@ impl StatusBoard {
         self.notes().sources.entry(source.to_owned()).or_default().state = state;
     }
 
+    /// Whether a stream that is up waits for room in the journal; says nothing of one that is not up.
+    pub fn source_paused(&self, source: &str, paused: bool) {
+        if let Some(note) = self.notes().sources.get_mut(source)
+            && note.state.is_connected()
+        {
+            note.state = if paused { SourceState::PausedByJournal } else { SourceState::Streaming };
+        }
+    }
+
     /// Where the source's WAL ends, as a look at the server says; every sink of the source is now known to be behind it.
     pub fn source_wal(&self, source: &str, wal_lsn: Lsn) {
         self.notes().sources.entry(source.to_owned()).or_default().wal_lsn = wal_lsn;

@@ -8,6 +8,7 @@ mod findings;
 mod harness;
 mod huge;
 mod identity;
+mod journal_modes;
 mod keyless;
 mod patience;
 mod refresh;

@@ -3,7 +3,7 @@
 
 use tracing::{error, info, warn};
 
-use super::{Applier, Over, Session};
+use super::{Applier, Over, STALL, Session};
 use crate::batch::{Batch, BatchLimits, BuildError};
 use crate::config::OnError;
 use crate::lsn::Lsn;
@@ -112,6 +112,20 @@ impl Applier {
                 Over::Again { wait: true }
             }
         }
+    }
+
+    /// Whole transactions that wait in one batch with the front of another, whose rest does not come, are applied without
+    /// it. At a full journal the rest cannot come before they are.
+    pub(super) fn part_from_unfinished(&mut self, session: &Session) -> Result<(), Over> {
+        let whole = session.builder.reached().end_lsn;
+        let waits = whole > session.sent.end_lsn && session.heard_at.elapsed() >= STALL;
+        // The front of a large transaction is in the sink already, and only a full journal is worth doing it again.
+        let in_sink = !session.touches.is_empty();
+        if !waits || self.care != Care::Fast || (in_sink && !self.shared.stream.is_full()) {
+            return Ok(());
+        }
+        self.care = Care::OneTransaction(whole);
+        Err(Over::Again { wait: false })
     }
 
     /// Past the place where a batch failed, batches may grow again.

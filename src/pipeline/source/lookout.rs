@@ -1,20 +1,31 @@
 //! What is looked at now and then while a source streams: slot, journal, heartbeat; and what the stream's thread tells.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tracing::warn;
 
 use super::{Source, WATCH_INTERVAL, pause};
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 use crate::pipeline::applier::SourceShared;
-use crate::postgres::connect::connect;
+use crate::postgres::connect::{ConnectError, connect};
 use crate::postgres::error::describe;
 use crate::source::probe::probe;
 use crate::source::stream::StreamObserver;
 use crate::telemetry::handles::{PairMetrics, SourceMetrics};
+
+/// How long the source may take to answer; it is asked for little.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// 57P03: the server takes no sessions any more, or not yet.
+fn is_shutting_down(error: &ConnectError) -> bool {
+    matches!(error, ConnectError::Refused { source, .. } if source.is(&SqlState::CANNOT_CONNECT_NOW))
+}
 
 impl Source {
     /// Looks at slot and journal now and then, and lets an idle database's slot advance.
@@ -39,11 +50,25 @@ impl Source {
                 if let Some(held) = shared.journal.held() {
                     context.board.journal_range(&name, held.first, held.end.end_lsn);
                 }
+                context.board.source_paused(&name, shared.stream.is_full());
                 if client.as_ref().is_none_or(Client::is_closed) {
-                    client = connect(&url, "tailwater watch").await.ok().map(|connection| connection.client);
+                    client = match connect(&url, "tailwater watch").await {
+                        Ok(connection) => Some(connection.client),
+                        Err(error) => {
+                            if is_shutting_down(&error) {
+                                shared.stream.source_leaves();
+                            }
+                            None
+                        }
+                    };
                 }
                 let Some(session) = &client else { continue };
-                let Ok(found) = probe(session, &config.slot, &config.publication).await else { continue };
+                let Ok(found) = timeout(LOOK_TIMEOUT, probe(session, &config.slot, &config.publication)).await else {
+                    // Half open: nobody closed it, and nobody answers.
+                    client = None;
+                    continue;
+                };
+                let Ok(found) = found else { continue };
                 context.board.source_wal(&name, found.server.current_flush_lsn);
                 if let Some(slot) = &found.slot {
                     metrics.slot_retained_wal_bytes.set(slot.retained_bytes);
@@ -55,10 +80,11 @@ impl Source {
                 let moved = found.server.current_flush_lsn > wal_at_beat;
                 if !config.heartbeat.is_zero() && beat.elapsed() >= config.heartbeat && unheard && moved {
                     beat = std::time::Instant::now();
-                    if let Err(error) =
-                        session.query("SELECT pg_logical_emit_message(true, 'tailwater.heartbeat', '')", &[]).await
-                    {
-                        warn!(source = %name, error = %describe(&error), "heartbeat failed");
+                    let message = "SELECT pg_logical_emit_message(true, 'tailwater.heartbeat', '')";
+                    match timeout(LOOK_TIMEOUT, session.query(message, &[])).await {
+                        Ok(Ok(_)) => {}
+                        Ok(Err(error)) => warn!(source = %name, error = %describe(&error), "heartbeat failed"),
+                        Err(_) => client = None,
                     }
                     wal_at_beat = found.server.current_flush_lsn;
                 }

@@ -55,6 +55,12 @@ async fn h13_source_that_fell_silent_is_reached_again() -> Result<()> {
     let config = [(direct.as_str(), proxied.as_str())];
     let recipe = Recipe { source: TABLES, tables: APPENDED, config: &config, ..Recipe::default() };
     let mut mirror = Mirror::between("silent", source, sink, recipe).await?;
+    let watch = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'tailwater watch'";
+    let source = mirror.source.connect(DATABASE).await?;
+    eventually(SOON, "the source is looked at", async || {
+        Ok(if source.query(watch, &[]).await?.is_empty() { Look::NotYet("no".to_owned()) } else { Look::Yes(()) })
+    })
+    .await?;
     proxy.silence();
     let began = Instant::now();
     mirror.commit(&["UPDATE rows SET n = n + 1; INSERT INTO entries VALUES (100, 0)"]).await?;
