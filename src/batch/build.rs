@@ -17,9 +17,10 @@ use crate::mapping::plan::Plan;
 use crate::pgoutput::Relation;
 use crate::tuple::Tuple;
 
-/// Behind by less than this, a stream counts as live.
-const LIVE: Duration = Duration::from_millis(50);
-/// The longest that a batch is held back for more. A tenth of what the stream is behind, at most.
+/// Behind by less than this, a stream counts as live. Well above `wal_writer_delay`, by which commits with
+/// `synchronous_commit = off` are sent late.
+const LIVE: Duration = Duration::from_secs(1);
+/// The longest that a batch is held back for more: a tenth of the least that it is behind.
 const GATHER_MAX: Duration = Duration::from_millis(100);
 /// Rows that are worth no further wait: what a batch costs by itself is small beside them.
 const GATHER_ROWS: usize = 20_000;
@@ -188,7 +189,7 @@ impl Builder {
         if self.behind < LIVE || self.rows >= GATHER_ROWS || self.is_full() {
             return Duration::ZERO;
         }
-        (self.behind / 10).min(GATHER_MAX)
+        GATHER_MAX
     }
 
     /// Commit time of the oldest transaction that waits.
