@@ -61,6 +61,8 @@ pub(super) enum Found {
 pub(super) struct Segments {
     list: VecDeque<Segment>,
     end: Option<Boundary>,
+    /// `commit_lsn` of the last transaction that ended, as far as this process knows.
+    last_commit: Option<Lsn>,
     memory: VecDeque<(Place, Block)>,
     memory_bytes: u64,
     memory_bytes_max: u64,
@@ -88,6 +90,7 @@ impl Segments {
             bytes: list.iter().map(|segment| segment.bytes).sum(),
             list: list.into(),
             end,
+            last_commit: None,
             memory: VecDeque::new(),
             memory_bytes: 0,
             memory_bytes_max: options.memory_bytes,
@@ -129,6 +132,9 @@ impl Segments {
         segment.bytes = bytes;
         segment.blocks = Some(place.block + 1);
         self.end = Some(block.end);
+        if block.end.commit_lsn > Lsn::ZERO {
+            self.last_commit = self.last_commit.max(Some(block.end.commit_lsn));
+        }
         if self.window.0.elapsed() >= BUSY_WINDOW {
             self.window = (Instant::now(), 0);
         }
@@ -181,7 +187,14 @@ impl Segments {
         let idx = self.list.partition_point(|segment| segment.id < place.segment);
         let Some(segment) = self.list.get(idx) else { return gone() };
         if segment.id != place.segment {
-            return if segment.replaces <= place.segment { Found::Again(segment.clone()) } else { gone() };
+            let has_all_before = reached >= segment.start.end_lsn;
+            return match segment.replaces <= place.segment {
+                true => Found::Again(segment.clone()),
+                // Deleted under a reader that stood at its end.
+                false if has_all_before && segment.restarts => Found::Again(segment.clone()),
+                false if has_all_before => Found::Next(segment.clone()),
+                false => gone(),
+            };
         }
         if segment.blocks.is_none_or(|blocks| place.block < blocks) && place.block != u64::MAX {
             let idx = self.memory.partition_point(|(in_memory, _)| *in_memory < place);
@@ -270,9 +283,14 @@ impl Segments {
         victims
     }
 
-    /// Every hold has reached the last transaction's end.
+    /// Every hold has reached the last transaction's end. The journal may reach further, without a transaction in between:
+    /// a sink that is in the middle of the next one does not record that.
     pub(super) fn all_caught_up(&self) -> bool {
-        !self.end.is_some_and(|end| self.is_needed(end.end_lsn))
+        match (self.last_commit, self.end) {
+            (Some(commit_lsn), _) => !self.is_needed(Lsn(commit_lsn.0 + 1)),
+            (None, Some(end)) => !self.is_needed(end.end_lsn),
+            (None, None) => true,
+        }
     }
 
     pub(super) fn add_hold(&mut self, name: String) -> u64 {

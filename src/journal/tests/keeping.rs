@@ -78,6 +78,25 @@ fn transaction_larger_than_the_cap_is_let_in() {
 }
 
 #[test]
+fn reader_at_the_end_of_a_segment_goes_on_when_it_is_deleted() {
+    let scratch = Scratch::new();
+    let source = transactions(&[vec![(1, 1, 1_000); 40], vec![(1, 1, 100)]]);
+    let options = Options { max_bytes: 16_000, retention: Duration::ZERO, ..scratch.options() };
+    let journal = Journal::open(options).expect("open");
+    let hold = journal.hold("warehouse");
+    journal.begin(START).expect("begin");
+    let (mut reader, mut assembled) = (journal.reader(START).expect("held"), Assembled::default());
+    append_all(&journal, &stream(&source[..1], START), 300);
+    drain(&mut reader, &mut assembled).expect("all of it is there");
+    hold.set(source[0].end);
+    let behind = stream(&source, source[0].end);
+    journal.append(next_block(&behind, journal.held().expect("begun").end, usize::MAX)).expect("append");
+    wait_until("the first segment is gone", || journal.held().expect("begun").first > START);
+    drain(&mut reader, &mut assembled).expect("nothing is missing");
+    assert_eq!(assembled.done, source);
+}
+
+#[test]
 fn gap_starts_anew() {
     let scratch = Scratch::new();
     let source = simple_transactions(40);
