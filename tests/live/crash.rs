@@ -19,7 +19,7 @@ const KILLS: u64 = 50;
 
 /// After so many kills everybody may catch up, which shows that nothing is stuck.
 const KILLS_BETWEEN_CATCH_UPS: u64 = 10;
-const CATCH_UP_WITHIN: Duration = Duration::from_secs(90);
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(300);
 
 #[derive(Default)]
 struct Kills {

@@ -19,9 +19,9 @@ use super::wait::{Look, eventually, eventually_blocking};
 const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
 
 /// On a busy machine.
-const START_WITHIN: Duration = Duration::from_secs(30);
+const START_WITHIN: Duration = Duration::from_secs(90);
 /// SIGTERM drains what is in flight first.
-const END_WITHIN: Duration = Duration::from_secs(30);
+const END_WITHIN: Duration = Duration::from_secs(60);
 /// Commands other than `run` on the small databases of tests.
 const COMMAND_WITHIN: Duration = Duration::from_secs(60);
 

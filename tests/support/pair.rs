@@ -18,7 +18,7 @@ pub const SLOT: &str = "tailwater_src";
 pub const PUBLICATION: &str = "tailwater_src";
 
 /// For what a few thousand rows and a restart need on a busy small machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(180);
 
 pub struct Pair {
     pub source: Cluster,
