@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::Secret;
 use crate::diagnostic::nearest;
 
 /// Waits for a connection unless `connect_timeout` says otherwise: long enough for a distant server, short enough to try
@@ -55,27 +56,6 @@ const REFUSED_WORDS: [&str; 19] = [
     "requirepeer",
     "require_auth",
 ];
-
-/// A password. It has no `Display`, and its `Debug` shows nothing.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(text: impl Into<String>) -> Self {
-        Secret(text.into())
-    }
-
-    /// The password itself, for the authentication exchange only.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Address {
@@ -198,7 +178,7 @@ impl PgUrl {
 
     /// The password given, else the environment's `PGPASSWORD`.
     pub fn password(&self) -> Option<Secret> {
-        self.password.clone().or_else(|| std::env::var("PGPASSWORD").ok().map(Secret))
+        self.password.clone().or_else(|| std::env::var("PGPASSWORD").ok().map(Secret::new))
     }
 }
 
@@ -297,7 +277,7 @@ impl Words {
             ssl_mode: self.ssl_mode(&endpoints)?,
             channel_binding: self.channel_binding()?,
             target_session: self.target_session()?,
-            password: self.take("password").map(Secret),
+            password: self.take("password").map(Secret::new),
             dbname: self.take("dbname").unwrap_or_else(|| user.clone()),
             ssl_root_cert: self.take("sslrootcert").map(PathBuf::from),
             application_name: self.take("application_name"),
