@@ -26,9 +26,10 @@ use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::refresh::Touch;
 use crate::retry::Backoff;
+use crate::sink::ApplyError;
 use crate::sink::Durable;
-use crate::sink::postgres::state::{self};
-use crate::sink::postgres::{ApplyError, PostgresSink, SinkSetup};
+use crate::sink::postgres::state;
+use crate::sink::postgres::{PostgresSink, SinkSetup};
 use crate::source::stream::StreamShared;
 use crate::telemetry::handles::Stage;
 
@@ -399,9 +400,9 @@ impl Applier {
                 self.observed.error(Stage::Apply, "fatal", &self.link.name, &message);
                 Err(Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))
             }
-            ApplyError::Table { plan_index, sqlstate, message } => {
+            ApplyError::Table { plan_index, code, message } => {
                 let reached = session.builder.reached().end_lsn.max(session.sent.end_lsn);
-                self.table_failed(plan_index, sqlstate.as_deref(), &message, reached).await
+                self.table_failed(plan_index, code.as_deref(), &message, reached).await
             }
         }
     }

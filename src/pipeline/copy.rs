@@ -25,7 +25,7 @@ use crate::postgres::error::describe;
 use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;
 use crate::sink::postgres::load::{LoadError, Loader};
-use crate::sink::postgres::state::TableState;
+use crate::sink::state::TableState;
 use crate::source::snapshot::{Chunk, Snapshot, SnapshotError};
 use crate::telemetry::handles::Stage;
 

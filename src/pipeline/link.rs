@@ -12,7 +12,8 @@ use crate::postgres::connect::connect;
 use crate::postgres::error::describe;
 use crate::postgres::url::PgUrl;
 use crate::refresh::{Touch, TouchedTables};
-use crate::sink::postgres::state::{self, StoredTable, TableState};
+use crate::sink::postgres::state;
+use crate::sink::state::{StoredTable, TableState};
 
 /// One sink of one source.
 pub struct SinkLink {

@@ -23,7 +23,7 @@ use crate::mapping::plan::ViewPlan;
 use crate::mapping::resolve::Resolved;
 use crate::postgres::url::{PgUrl, UrlError};
 use crate::refresh::{Observer, RefreshError, Refreshed, Refresher, RefresherSetup, TouchedTables};
-use crate::sink::postgres::state::TableState;
+use crate::sink::state::TableState;
 use crate::telemetry::board::StatusBoard;
 use crate::telemetry::handles::{PairMetrics, Stage, TableMetrics, ViewMetrics};
 use crate::telemetry::metrics::Metrics;

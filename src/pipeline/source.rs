@@ -24,7 +24,7 @@ use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;
-use crate::sink::postgres::state::{self, TableState};
+use crate::sink::state::{StoredTable, TableState};
 use crate::source::stream::{ConfirmBy, Stream, StreamError, StreamShared};
 use crate::telemetry::handles::{SourceMetrics, Stage};
 use crate::telemetry::status::SourceState;
@@ -276,7 +276,7 @@ impl Source {
         let observed = self.observed[index].clone();
         // Each message is a table's way into the stream; there are few, so the bound is never met in practice.
         let (sender, receiver) = mpsc::channel::<Tables>(64);
-        let missing = |(plan_index, stored): (usize, &Option<state::StoredTable>)| match stored {
+        let missing = |(plan_index, stored): (usize, &Option<StoredTable>)| match stored {
             Some(stored) if !matches!(stored.state, TableState::Pending | TableState::Copying) => None,
             _ => Some(plan_index),
         };

@@ -18,7 +18,7 @@ use crate::catalog::TableName;
 use crate::lsn::Lsn;
 use crate::mapping::plan::{RefreshMode, ViewPlan};
 use crate::postgres::error::SqlError;
-use crate::sink::postgres::state::name_text;
+use crate::sink::state::name_text;
 
 /// An open transaction of the refresher. Dropped, it must be followed by the end of its connection.
 pub(super) struct Round<'a> {

@@ -1,8 +1,32 @@
 //! What a sink owes: apply batches with their checkpoint, prove what is durable, say where it stands.
 
 use crate::checkpoint::Checkpoint;
+use crate::lsn::Lsn;
 
 pub mod postgres;
+pub mod state;
+
+/// Why a batch was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The connection or the server failed, or a conflict that passes: connect anew, read the checkpoint, go on.
+    #[error("the sink failed for the moment: {message}")]
+    Transient { message: String },
+    /// Another daemon took the source over; this one must not write any more.
+    #[error("the checkpoint is no longer at {end_lsn} of epoch {epoch}: another daemon took over")]
+    Fenced { epoch: i64, end_lsn: Lsn },
+    /// The target does not take a row.
+    #[error("{message}")]
+    Table {
+        plan_index: usize,
+        /// The sink's own code (Postgres: SQLSTATE); `None` where a value could not be encoded.
+        code: Option<String>,
+        message: String,
+    },
+    /// Nothing that waiting or leaving out a row would mend.
+    #[error("{message}")]
+    Fatal { message: String },
+}
 
 /// Proof that a sink durably holds everything up to a checkpoint. Only a sink's success makes one.
 #[derive(Clone, PartialEq, Eq, Debug)]

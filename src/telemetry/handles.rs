@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
 use super::progress::PairProgress;
-pub use crate::sink::postgres::state::TableState;
+pub use crate::sink::state::TableState;
 
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;

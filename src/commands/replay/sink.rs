@@ -21,8 +21,10 @@ use crate::mapping::plan::{Mode, Plan};
 use crate::mapping::resolve::{Resolved, resolve};
 use crate::pipeline::{SinkLink, sink_url};
 use crate::postgres::error::describe;
-use crate::sink::postgres::state::{self, StoredCheckpoint, StoredTable, TableState};
-use crate::sink::postgres::{ApplyError, PostgresSink, SinkSetup};
+use crate::sink::ApplyError;
+use crate::sink::postgres::state;
+use crate::sink::postgres::{PostgresSink, SinkSetup};
+use crate::sink::state::{StoredCheckpoint, StoredTable, TableState};
 use crate::source::probe::probe;
 use crate::telemetry::human::count;
 

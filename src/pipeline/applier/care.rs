@@ -8,8 +8,8 @@ use crate::batch::{Batch, BatchLimits, BuildError};
 use crate::config::OnError;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
-use crate::sink::postgres::ApplyError;
-use crate::sink::postgres::state::TableState;
+use crate::sink::ApplyError;
+use crate::sink::state::TableState;
 use crate::telemetry::handles::Stage;
 
 /// How often a failing batch was cut down.
@@ -37,9 +37,9 @@ impl Applier {
     /// A table's failure with its place in the stream, once the batch is cut down to the change that is refused.
     pub(super) fn located(&self, error: ApplyError, batch: &Batch) -> ApplyError {
         match (error, self.care, batch.transactions.last()) {
-            (ApplyError::Table { plan_index, sqlstate, message }, Care::OneChange(_), Some(begin)) => {
+            (ApplyError::Table { plan_index, code, message }, Care::OneChange(_), Some(begin)) => {
                 let message = format!("{message}, in the transaction committed at {}", begin.commit_lsn);
-                ApplyError::Table { plan_index, sqlstate, message }
+                ApplyError::Table { plan_index, code, message }
             }
             (error, ..) => error,
         }

@@ -11,7 +11,8 @@ use crate::lsn::Lsn;
 use crate::pipeline::End;
 use crate::pipeline::link::SinkTables;
 use crate::postgres::error::describe;
-use crate::sink::postgres::state::{self, TableState};
+use crate::sink::postgres::state;
+use crate::sink::state::{TableState, name_text};
 
 impl Applier {
     /// Tables join the stream where they left it.
@@ -45,7 +46,7 @@ impl Applier {
     /// applying changes twice could take a moved row's value from where another row is by now.
     pub(super) async fn join_tables(&mut self, session: &mut Session, tables: Tables) -> Result<(), Over> {
         let Tables { plans, lsn, until, hold } = tables;
-        let targets: Vec<_> = plans.iter().map(|&plan| state::name_text(&self.link.plans[plan].target)).collect();
+        let targets: Vec<_> = plans.iter().map(|&plan| name_text(&self.link.plans[plan].target)).collect();
         let Some(sink) = &mut session.sink else { return Ok(()) };
         if let Err(error) = sink.begin().await {
             return self.failed(session, error).await;

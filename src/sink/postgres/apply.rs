@@ -19,12 +19,12 @@ use tokio_postgres::{Client, Statement};
 
 use groups::{Group, Job, Parts, extra_columns, group_inputs, has_holes, over_arrays, parts};
 
+use super::PostgresSink;
 use super::encode::{ArrayParam, COPY_HEADER, COPY_TRAILER, EncodeError, RawParam, RowReader};
 use super::statements::SetColumn;
-use super::{ApplyError, PostgresSink};
 use crate::batch::{Batch, BatchEnd};
 use crate::checkpoint::Checkpoint;
-use crate::sink::Durable;
+use crate::sink::{ApplyError, Durable};
 
 /// Bytes of COPY data sent at a time.
 const COPY_CHUNK_BYTES: usize = 256 * 1024;

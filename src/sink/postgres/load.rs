@@ -9,11 +9,11 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use super::encode::masked;
-use super::state::{TableState, name_text};
 use super::statements::TableStatements;
 use crate::catalog::{quote_ident, quote_literal};
 use crate::lsn::Lsn;
 use crate::mapping::plan::{InputFrom, Mask, Meta, Plan};
+use crate::sink::state::{TableState, name_text};
 use crate::source::snapshot::Chunk;
 
 /// Bytes gathered before they are sent on.

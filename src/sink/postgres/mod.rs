@@ -13,34 +13,11 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
 use crate::checkpoint::Checkpoint;
-use crate::lsn::Lsn;
 use crate::mapping::plan::Plan;
 use crate::retry::Retry;
-use crate::sink::Durable;
+use crate::sink::{ApplyError, Durable};
 use encode::EncodeError;
 use statements::TableStatements;
-
-/// Why a batch was not applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The connection or the server failed, or a conflict that passes: connect anew, read the checkpoint, go on.
-    #[error("the sink failed for the moment: {message}")]
-    Transient { message: String },
-    /// Another daemon took the source over; this one must not write any more.
-    #[error("the checkpoint is no longer at {end_lsn} of epoch {epoch}: another daemon took over")]
-    Fenced { epoch: i64, end_lsn: Lsn },
-    /// The target does not take a row.
-    #[error("{message}")]
-    Table {
-        plan_index: usize,
-        /// SQLSTATE; `None` where a value could not be encoded.
-        sqlstate: Option<String>,
-        message: String,
-    },
-    /// Nothing that waiting or leaving out a row would mend.
-    #[error("{message}")]
-    Fatal { message: String },
-}
 
 fn passes(code: &SqlState) -> bool {
     crate::retry::by_sqlstate(code.code()) == Retry::Backoff
@@ -63,18 +40,18 @@ impl ApplyError {
         match error.code() {
             Some(code) if code == &SqlState::DIVISION_BY_ZERO => ApplyError::Table {
                 plan_index,
-                sqlstate: Some(code.code().to_owned()),
+                code: Some(code.code().to_owned()),
                 message: "a row that the source changed is missing in the target".to_owned(),
             },
             Some(code) if !passes(code) && code != &SqlState::IN_FAILED_SQL_TRANSACTION => {
-                ApplyError::Table { plan_index, sqlstate: Some(code.code().to_owned()), message }
+                ApplyError::Table { plan_index, code: Some(code.code().to_owned()), message }
             }
             _ => ApplyError::Transient { message },
         }
     }
 
     fn encode(plan_index: usize, error: EncodeError) -> Self {
-        ApplyError::Table { plan_index, sqlstate: None, message: error.to_string() }
+        ApplyError::Table { plan_index, code: None, message: error.to_string() }
     }
 }
 

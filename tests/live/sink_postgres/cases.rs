@@ -6,7 +6,7 @@ use tailwater::batch::BatchLimits;
 use tailwater::catalog::TableName;
 use tailwater::frame;
 use tailwater::mapping::plan::{DeleteMode, InputFrom, Mask, Meta, Mode, Output, OutputFrom};
-use tailwater::sink::postgres::ApplyError;
+use tailwater::sink::ApplyError;
 use tokio_postgres::Client;
 
 use super::{ALL, Applying, Described, input, make_target, messages, plan, rows, sink, target_rows};
@@ -168,7 +168,7 @@ async fn new_rows_that_are_there_already_are_merged_at_the_second_try() -> Resul
     applying.builder.push(&Bytes::from(block), 0)?;
     let batch = applying.builder.take();
     let error = applying.sink.apply(&batch).await.err().context("it was taken")?;
-    ensure!(matches!(&error, ApplyError::Table { sqlstate: Some(code), .. } if code == "23505"), "{error:?}");
+    ensure!(matches!(&error, ApplyError::Table { code: Some(code), .. } if code == "23505"), "{error:?}");
     let mut again = sink(&cluster, &applying.plans).await?;
     again.merge_inserts(0);
     again.apply(&batch).await?;
