@@ -7,8 +7,8 @@ use serde_json::json;
 use super::{columns, load_config, say, say_error, say_raw};
 use crate::cli::{Cli, Exit, Journal, JournalVerb};
 use crate::config::Config;
+use crate::diagnostic::chain;
 use crate::journal::{JournalError, SegmentInfo, list};
-use crate::pipeline::chain;
 use crate::telemetry::human::bytes;
 use crate::telemetry::time::format_utc;
 

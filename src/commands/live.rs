@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use crate::config::{Config, SinkConfig};
-use crate::diagnostic::{Finding, Findings};
+use crate::config::Config;
+use crate::diagnostic::{Finding, Findings, chain};
 use crate::mapping::resolve::{Live, LiveSink, LiveSource};
-use crate::pipeline::{chain, sink_url, source_url};
+use crate::pipeline::{sink_address, source_url};
 use crate::postgres::catalog::{Wanted, read_tables, read_types};
 use crate::postgres::connect::{ConnectError, connect};
 use crate::postgres::error::SqlError;
 use crate::postgres::server::server;
-use crate::postgres::url::{PgUrl, UrlError};
+use crate::postgres::url::PgUrl;
 use crate::retry::{Backoff, Retry};
+use crate::sink::any::SinkAddress;
 
 /// Open sessions with all ends, and what they say of themselves.
 #[derive(Default)]
@@ -46,7 +47,13 @@ pub async fn connect_sources(config: &Config, patience: Patience) -> Ends {
     let mut ends = Ends::default();
     for name in config.sources.keys() {
         let what = format!("source \"{name}\"");
-        let url = source_url(config, name);
+        let url = match source_url(config, name) {
+            Ok(url) => url,
+            Err(error) => {
+                ends.findings.push(Finding::error("url", format!("url of {what} {error}")));
+                continue;
+            }
+        };
         if let Some((client, source)) = open(&mut ends.findings, &what, url, patience, read_source).await {
             ends.live.sources.insert(name.clone(), source);
             ends.sources.insert(name.clone(), client);
@@ -56,10 +63,15 @@ pub async fn connect_sources(config: &Config, patience: Patience) -> Ends {
 }
 
 async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {
-    for (name, sink) in &config.sinks {
-        let SinkConfig::Postgres(_) = sink;
+    for name in config.sinks.keys() {
         let what = format!("sink \"{name}\"");
-        let url = sink_url(config, name);
+        let url = match sink_address(config, name) {
+            Ok(SinkAddress::Postgres(url)) => url,
+            Err(message) => {
+                ends.findings.push(Finding::error("url", message));
+                continue;
+            }
+        };
         if let Some((client, sink)) = open(&mut ends.findings, &what, url, patience, read_sink).await {
             ends.live.sinks.insert(name.clone(), sink);
             ends.sinks.insert(name.clone(), client);
@@ -71,17 +83,10 @@ async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {
 async fn open<T>(
     findings: &mut Findings,
     what: &str,
-    url: Result<PgUrl, UrlError>,
+    url: PgUrl,
     patience: Patience,
     read: impl AsyncFn(&Client) -> Result<T, SqlError>,
 ) -> Option<(Client, T)> {
-    let url = match url {
-        Ok(url) => url,
-        Err(error) => {
-            findings.push(Finding::error("url", format!("url of {what} {error}")));
-            return None;
-        }
-    };
     let mut backoff = Backoff::new(u64::from(std::process::id()));
     loop {
         let (finding, retry) = match connect(&url, "tailwater").await {

@@ -19,8 +19,8 @@ use std::process::ExitCode;
 use crate::cli::{Cli, Exit, Verb};
 use crate::config::Config;
 use crate::diagnostic::Findings;
+use crate::diagnostic::chain;
 use crate::journal::{JournalError, NotHeld};
-use crate::pipeline::chain;
 
 /// Runs the command line's verb.
 pub fn dispatch(cli: &Cli) -> ExitCode {

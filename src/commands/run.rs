@@ -10,6 +10,7 @@ use super::live::{Patience, connect_all};
 use super::{load_config, runtime, say_error, show};
 use crate::cli::{Cli, Exit, Run};
 use crate::config::{Config, LogFormat, OnHalt};
+use crate::diagnostic::chain;
 use crate::mapping::resolve::{Resolved, resolve};
 use crate::pipeline::{self, Context, End};
 use crate::source::probe::probe;
@@ -27,7 +28,7 @@ pub fn run(cli: &Cli, args: &Run) -> Exit {
     let configured = if config.log.format == LogFormat::Json { Format::Json } else { Format::Human };
     let format = args.log_format.unwrap_or(configured);
     if let Err(error) = log::init(format, cli.color.on(&std::io::stderr()), &config.log.level) {
-        say_error(&format!("error: {}", pipeline::chain(&error)));
+        say_error(&format!("error: {}", chain(&error)));
         return Exit::Usage;
     }
     // What was parsed stays in memory: nothing else of this process needs the environment.

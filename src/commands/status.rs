@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{load_config, say_error, say_raw};
 use crate::cli::{Cli, Exit, Status};
-use crate::pipeline::chain;
+use crate::diagnostic::chain;
 use crate::telemetry::fetch::{FetchError, fetch_status};
 use crate::telemetry::render::render_table;
 

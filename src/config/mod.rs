@@ -142,12 +142,6 @@ impl Default for JournalConfig {
     }
 }
 
-/// `[sink.NAME]`, by `kind`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum SinkConfig {
-    Postgres(PostgresSinkConfig),
-}
-
 /// What happens to a table whose row can never be applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnError {
@@ -158,17 +152,44 @@ pub enum OnError {
     Quarantine,
 }
 
-/// `[sink.NAME]` with `kind = "postgres"`.
+/// `[sink.NAME]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PostgresSinkConfig {
-    pub url: Secret,
-    /// Takes precedence over one inside `url`.
-    pub password: Option<Secret>,
+pub struct SinkConfig {
     pub on_error: OnError,
     pub batch_rows_max: usize,
     pub batch_bytes_max: usize,
     /// How often a position without rows is recorded while a source is idle.
     pub idle_record: Duration,
+    pub end: SinkEnd,
+}
+
+/// Where a sink is reached, by `kind`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SinkEnd {
+    Postgres(PostgresEnd),
+    ClickHouse(ClickHouseEnd),
+}
+
+/// `kind = "postgres"`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PostgresEnd {
+    pub url: Secret,
+    /// Takes precedence over one inside `url`.
+    pub password: Option<Secret>,
+}
+
+/// `kind = "clickhouse"`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClickHouseEnd {
+    /// The HTTP interface: `http://host:8123` or `https://host:8443`.
+    pub url: Secret,
+    /// Takes precedence over one inside `url`; `default` if neither says.
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    /// Tables are replicated and made `ON CLUSTER` of this name.
+    pub cluster: Option<String>,
+    /// Certificates, PEM, that an https server's is checked against instead of the public ones.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Config {

@@ -1,16 +1,15 @@
 //! From the merged tree to [`Config`]: known keys, types, units, defaults, secrets from files.
 
+mod address;
+mod sink;
+
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::document::{Alone, Entry, Origin, Reader, Value, find};
-use super::{
-    Ack, Config, Http, JournalConfig, Log, LogFormat, OnError, OnHalt, PostgresSinkConfig, Secret, SinkConfig,
-    SourceConfig, read_error, units,
-};
+use super::{Ack, Config, Http, JournalConfig, Log, LogFormat, OnHalt, Secret, SourceConfig, read_error, units};
 use crate::diagnostic::{Finding, Findings, SourceFile};
 
 const TOP_KEYS: [&str; 9] =
@@ -28,18 +27,6 @@ const SOURCE_KEYS: [&str; 10] = [
     "journal",
 ];
 const JOURNAL_KEYS: [&str; 4] = ["retention", "max_bytes", "segment_bytes", "memory_bytes"];
-const POSTGRES_SINK_KEYS: [&str; 9] = [
-    "kind",
-    "url",
-    "url_file",
-    "password",
-    "password_file",
-    "on_error",
-    "batch_rows_max",
-    "batch_bytes_max",
-    "idle_record",
-];
-
 /// Postgres's limit on the length of a name (`NAMEDATALEN` less one).
 const NAME_BYTES_MAX: usize = 63;
 
@@ -223,56 +210,6 @@ impl Read {
         journal
     }
 
-    fn sink(&mut self, name: &str, header: &Entry, section: &[Entry]) -> Option<SinkConfig> {
-        let place = format!("[sink.{name}]");
-        let Some(kind) = find(section, "kind") else {
-            let finding = Finding::error("missing-key", format!("{place} has no \"kind\""));
-            self.reader.report(&header.origin, finding.hint("add `kind = \"postgres\"`."));
-            return None;
-        };
-        let kinds = [("postgres", true), ("clickhouse", false), ("kafka", false)];
-        if !self.reader.choice(kind, &kinds)? {
-            let finding = Finding::error("unsupported-sink", "this kind of sink is not supported by this build");
-            self.reader.report(&kind.node.origin, finding.hint("this build writes to `kind = \"postgres\"`."));
-            return None;
-        }
-        self.reader.unknown_keys(section, &POSTGRES_SINK_KEYS, &place);
-        let url = self.url(header, section);
-        let default_bytes_max = 16 << 20;
-        Some(SinkConfig::Postgres(PostgresSinkConfig {
-            password: self.secret(section, "password", &header.origin),
-            on_error: self.choice(section, "on_error", &[("stop", OnError::Stop), ("quarantine", OnError::Quarantine)]),
-            batch_rows_max: self.number(section, "batch_rows_max", 100_000, 1..=10_000_000),
-            batch_bytes_max: usize::try_from(self.bytes(section, "batch_bytes_max", default_bytes_max))
-                .unwrap_or(usize::MAX),
-            idle_record: self.duration(section, "idle_record", Duration::from_secs(10)),
-            url: url?,
-        }))
-    }
-
-    fn url(&mut self, header: &Entry, section: &[Entry]) -> Option<Secret> {
-        let Some(url) = self.secret(section, "url", &header.origin) else {
-            if find(section, "url").is_none() && find(section, "url_file").is_none() {
-                let finding = Finding::error("missing-key", format!("\"{}\" has no \"url\"", header.key));
-                self.reader.report(&header.origin, finding.hint("add `url = \"postgres://user@host/database\"`."));
-            }
-            return None;
-        };
-        let entry = find(section, "url").or(find(section, "url_file"))?;
-        let Some(address) = Address::read(url.expose()) else {
-            let finding = Finding::error("bad-value", "\"url\" must begin with \"postgres://\"");
-            self.reader.report(&entry.node.origin, finding.hint("for example `postgres://user@host:5432/database`."));
-            return None;
-        };
-        let written_in_file = entry.key == "url" && !entry.node.substituted;
-        if address.has_password && written_in_file && !address.is_local {
-            let message = format!("the \"url\" of \"{}\" holds its password in the configuration file", header.key);
-            let finding = Finding::warning("inline-password", message);
-            self.reader.report(&entry.origin, finding.hint("use `password_file`, or `${VAR}` in the url."));
-        }
-        Some(url)
-    }
-
     /// A secret given as `key`, or as a file's content by `key_file`.
     fn secret(&mut self, section: &[Entry], key: &str, header: &Origin) -> Option<Secret> {
         let file_key = format!("{key}_file");
@@ -357,39 +294,4 @@ impl Read {
 fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-}
-
-/// What must be known of an address before anybody connects to it.
-struct Address {
-    has_password: bool,
-    /// Loopback or a Unix socket.
-    is_local: bool,
-}
-
-impl Address {
-    fn read(url: &str) -> Option<Address> {
-        let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))?;
-        let (authority, tail) = match rest.find(['/', '?']) {
-            Some(end) => rest.split_at(end),
-            None => (rest, ""),
-        };
-        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let parameters = tail.split_once('?').map_or("", |(_, parameters)| parameters);
-        let parameter = |name: &str| parameters.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        let host = parameter("host").unwrap_or(host);
-        Some(Address {
-            has_password: user.contains(':') || parameter("password").is_some(),
-            is_local: host.split(',').all(is_local),
-        })
-    }
-}
-
-/// Does a host, with or without its port, stay on this machine? An empty one is the default Unix socket.
-fn is_local(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    let is_socket = name.is_empty() || name.starts_with('/') || name.to_ascii_lowercase().starts_with("%2f");
-    is_socket || name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }

@@ -10,7 +10,7 @@ use super::sql;
 use super::syntax::{At, ColumnFrom, MappingFile, TableMapping};
 use super::syntax_column::did_you_mean;
 use crate::catalog::TableName;
-use crate::config::{Config, SinkConfig};
+use crate::config::{Config, SinkEnd};
 use crate::diagnostic::{Finding, Findings};
 
 /// Everything that is wrong whatever the databases hold.
@@ -157,8 +157,5 @@ fn duplicate_targets(files: &[MappingFile], findings: &mut Findings) {
 
 /// Does the configuration have a Postgres sink of that name?
 pub(super) fn is_postgres(config: &Config, sink: &str) -> bool {
-    match config.sinks.get(sink) {
-        Some(SinkConfig::Postgres(_)) => true,
-        None => false,
-    }
+    config.sinks.get(sink).is_some_and(|sink| matches!(sink.end, SinkEnd::Postgres(_)))
 }

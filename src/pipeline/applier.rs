@@ -28,8 +28,8 @@ use crate::refresh::Touch;
 use crate::retry::Backoff;
 use crate::sink::ApplyError;
 use crate::sink::Durable;
-use crate::sink::postgres::state;
-use crate::sink::postgres::{PostgresSink, SinkSetup};
+use crate::sink::any::AnySink;
+use crate::sink::postgres::SinkSetup;
 use crate::source::stream::StreamShared;
 use crate::telemetry::handles::Stage;
 
@@ -76,11 +76,11 @@ pub struct Applier {
 }
 
 /// The sink comes back from a batch with what became of it.
-type Applied = (PostgresSink, Batch, Result<Option<Durable>, ApplyError>);
+type Applied = (AnySink, Batch, Result<Option<Durable>, ApplyError>);
 
 /// A session with the sink, from connecting to the first error.
 struct Session {
-    sink: Option<PostgresSink>,
+    sink: Option<AnySink>,
     applying: Option<JoinHandle<Applied>>,
     builder: Builder,
     reader: Reader,
@@ -182,14 +182,14 @@ impl Applier {
             warn!(sink = %link.name, error = %message, "sink cannot be reached");
             Over::Again { wait: true }
         };
-        let client = match self.link.connect("tailwater apply").await {
-            Ok(client) => client,
+        let connection = match self.link.connect("tailwater apply").await {
+            Ok(connection) => connection,
             Err(message) => return Err(again(&self.link, &self.observed, message)),
         };
         let read = async {
-            let stored = state::read_checkpoint(&client, &self.link.source).await?;
-            let tables = state::read_tables(&client, &self.link.source).await?;
-            Ok::<_, tokio_postgres::Error>((stored, tables))
+            let stored = connection.read_checkpoint(&self.link.source).await?;
+            let tables = connection.read_tables(&self.link.source).await?;
+            Ok::<_, String>((stored, tables))
         };
         let (stored, tables) = match read.await {
             Ok((Some(stored), tables)) if stored.epoch == self.epoch => (stored, tables),
@@ -197,22 +197,19 @@ impl Applier {
             Ok((None, _)) => {
                 return Err(Over::End(End::Failed(format!("the checkpoint of sink \"{}\" is gone", self.link.name))));
             }
-            Err(error) => return Err(again(&self.link, &self.observed, crate::postgres::error::describe(&error))),
+            Err(message) => return Err(again(&self.link, &self.observed, message)),
         };
         let checkpoint = stored.checkpoint;
         let reader =
             self.shared.journal.reader(checkpoint.end_lsn).map_err(|gap| Over::End(End::gap(&self.link.name, &gap)))?;
-        let sink = PostgresSink::new(
-            client,
-            SinkSetup {
-                name: self.link.name.clone(),
-                source: self.link.source.clone(),
-                plans: self.link.plans.clone(),
-                epoch: self.epoch,
-                checkpoint,
-                mask_key: self.link.mask_key.clone(),
-            },
-        );
+        let sink = connection.into_sink(SinkSetup {
+            name: self.link.name.clone(),
+            source: self.link.source.clone(),
+            plans: self.link.plans.clone(),
+            epoch: self.epoch,
+            checkpoint,
+            mask_key: self.link.mask_key.clone(),
+        });
         let durable = sink.durable();
         let mut session = Session {
             sink: Some(sink),

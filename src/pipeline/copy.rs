@@ -16,14 +16,16 @@ use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use super::applier::{SourceShared, Tables};
-use super::link::{SinkLink, chain};
+use super::link::SinkLink;
 use super::{End, Observed};
+use crate::diagnostic::chain;
 use crate::journal::Hold;
 use crate::lsn::Lsn;
 use crate::mapping::plan::Plan;
 use crate::postgres::error::describe;
 use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;
+use crate::sink::any::SinkSession;
 use crate::sink::postgres::load::{LoadError, Loader};
 use crate::sink::state::TableState;
 use crate::source::snapshot::{Chunk, Snapshot, SnapshotError};
@@ -116,7 +118,7 @@ async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), Broken> {
     info!(sink = %job.link.name, %lsn, tables = %tables.join(", "), "copying");
     let mut loaders = Vec::new();
     for _ in 0..job.connections {
-        let client = job.link.connect("tailwater copy").await.map_err(again)?;
+        let SinkSession::Postgres(client) = job.link.connect("tailwater copy").await.map_err(again)?;
         loaders.push(Loader::new(client, &job.link.source, job.epoch, job.link.mask_key.clone(), lsn));
     }
     for &plan_index in &ordered(job) {

@@ -2,17 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio_postgres::Client;
-
 use crate::batch::Batch;
-use crate::config::PostgresSinkConfig;
-use crate::lsn::Lsn;
+use crate::config::SinkConfig;
 use crate::mapping::plan::Plan;
-use crate::postgres::connect::connect;
-use crate::postgres::error::describe;
-use crate::postgres::url::PgUrl;
 use crate::refresh::{Touch, TouchedTables};
-use crate::sink::postgres::state;
+use crate::sink::any::{SinkAddress, SinkSession};
 use crate::sink::state::{StoredTable, TableState};
 
 /// One sink of one source.
@@ -20,8 +14,8 @@ pub struct SinkLink {
     pub name: String,
     /// The `[source.NAME]` on the other side.
     pub source: String,
-    pub url: PgUrl,
-    pub config: PostgresSinkConfig,
+    pub address: SinkAddress,
+    pub config: SinkConfig,
     pub plans: Vec<Arc<Plan>>,
     /// Key of masked columns.
     pub mask_key: Arc<[u8]>,
@@ -36,22 +30,15 @@ impl SinkLink {
     ///
     /// # Errors
     /// Why there is none, as text without secrets.
-    pub async fn connect(&self, app_name: &str) -> Result<Client, String> {
-        let connection = connect(&self.url, app_name).await.map_err(|error| chain(&error))?;
-        // A role's default must not turn a reported commit into a hope.
-        let durable = connection.client.batch_execute("SET synchronous_commit = on").await;
-        durable.map_err(|error| describe(&error))?;
-        Ok(connection.client)
+    pub async fn connect(&self, app_name: &str) -> Result<SinkSession, String> {
+        self.address.connect(app_name).await
     }
 
     /// Takes a table out of the stream for good: until somebody sets its state back.
     pub async fn quarantine(&self, plan_index: usize, reason: &str) -> Result<(), String> {
-        let client = self.connect("tailwater state").await?;
+        let session = self.connect("tailwater state").await?;
         let plan = &self.plans[plan_index];
-        let state = TableState::Quarantined;
-        let written =
-            state::write_table(&client, &plan.source, &plan.from, &plan.target, state, Lsn::ZERO, Some(reason));
-        written.await.map_err(|error| describe(&error))
+        session.write_table(&plan.source, &plan.from, &plan.target, TableState::Quarantined, Some(reason)).await
     }
 
     /// Announces to whoever refreshes views that a batch is about to change its tables; held until it is known how the
@@ -64,21 +51,6 @@ impl SinkLink {
     pub fn mark(&self, plans: &[usize]) {
         self.touched.mark(&plans.iter().map(|&plan| self.targets[plan]).collect::<Vec<_>>());
     }
-}
-
-/// An error with all its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// A sink's table states, by plan.

@@ -16,19 +16,21 @@ use tracing::info;
 use crate::batch::Batch;
 use crate::catalog::TableName;
 use crate::checkpoint::UnixMicros;
-use crate::config::{Config, SinkConfig};
+use crate::config::{Config, SinkEnd};
+use crate::diagnostic::chain;
 use crate::journal::NotHeld;
 use crate::lsn::Lsn;
 use crate::mapping::plan::ViewPlan;
 use crate::mapping::resolve::Resolved;
 use crate::postgres::url::{PgUrl, UrlError};
 use crate::refresh::{Observer, RefreshError, Refreshed, Refresher, RefresherSetup, TouchedTables};
+use crate::sink::any::SinkAddress;
 use crate::sink::state::TableState;
 use crate::telemetry::board::StatusBoard;
 use crate::telemetry::handles::{PairMetrics, Stage, TableMetrics, ViewMetrics};
 use crate::telemetry::metrics::Metrics;
 use crate::verdict::{Ack, Halt};
-pub use link::{SinkLink, chain};
+pub use link::SinkLink;
 use source::Source;
 
 /// What every part of a run can reach.
@@ -188,9 +190,10 @@ fn refreshers(
         let link = sources.iter().flat_map(|source| &source.links).find(|link| &link.name == sink);
         let (Some(link), false) = (link, views.is_empty()) else { continue };
         let observer = ViewObserver::new(context, sink, &views);
+        let SinkAddress::Postgres(url) = &link.address;
         let refresher = Refresher::new(RefresherSetup {
             sink: sink.clone(),
-            url: link.url.clone(),
+            url: url.clone(),
             app_name: "tailwater refresh".to_owned(),
             views,
             targets: targets_of(resolved, sink),
@@ -268,14 +271,12 @@ fn sources(context: &Arc<Context>, resolved: &Resolved) -> Result<Vec<Source>, S
     for (name, source) in &config.sources {
         let mut links: BTreeMap<&str, SinkLink> = BTreeMap::new();
         for plan in resolved.plans.iter().filter(|plan| &plan.source == name) {
-            let Some((sink_name, SinkConfig::Postgres(sink))) = config.sinks.get_key_value(&plan.sink) else {
-                continue;
-            };
+            let Some((sink_name, sink)) = config.sinks.get_key_value(&plan.sink) else { continue };
             if !links.contains_key(sink_name.as_str()) {
                 let link = SinkLink {
                     name: sink_name.clone(),
                     source: name.clone(),
-                    url: sink_url(config, sink_name).map_err(|error| format!("sink \"{sink_name}\": url {error}"))?,
+                    address: sink_address(config, sink_name)?,
                     config: sink.clone(),
                     plans: Vec::new(),
                     mask_key: mask_key.clone(),
@@ -316,10 +317,17 @@ pub fn source_url(config: &Config, name: &str) -> Result<PgUrl, UrlError> {
 }
 
 /// The address of a configured sink.
-pub fn sink_url(config: &Config, name: &str) -> Result<PgUrl, UrlError> {
-    match config.sinks.get(name) {
-        Some(SinkConfig::Postgres(sink)) => address(sink.url.expose(), sink.password.as_ref()),
-        None => Err(UrlError::Missing("sink")),
+///
+/// # Errors
+/// What is wrong with its url, without it.
+pub fn sink_address(config: &Config, name: &str) -> Result<SinkAddress, String> {
+    let sink = config.sinks.get(name).ok_or_else(|| format!("sink \"{name}\" is not configured"))?;
+    match &sink.end {
+        SinkEnd::Postgres(end) => {
+            let url = address(end.url.expose(), end.password.as_ref());
+            Ok(SinkAddress::Postgres(url.map_err(|error| format!("sink \"{name}\": url {error}"))?))
+        }
+        SinkEnd::ClickHouse(_) => Err(format!("sink \"{name}\": ClickHouse is not supported by this build")),
     }
 }
 

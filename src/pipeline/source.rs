@@ -12,13 +12,14 @@ use tracing::{info, warn};
 
 use super::applier::{Applier, SourceShared, Tables};
 use super::copy::{self, CopyJob};
-use super::link::{SinkLink, SinkTables, chain};
+use super::link::{SinkLink, SinkTables};
 use super::{Context, End, Observed};
 use lookout::Received;
 use takeover::{Stuck, Taken};
 
 use crate::checkpoint::SourceIdentity;
 use crate::config::{Ack, SourceConfig};
+use crate::diagnostic::chain;
 use crate::journal::{Hold, Journal, JournalError, Options};
 use crate::ledger::Ledger;
 use crate::lsn::Lsn;

@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 
+pub mod any;
 pub mod postgres;
 pub mod state;
 

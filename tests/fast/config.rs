@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tailwater::config::{Ack, Config, LogFormat, OnError, SinkConfig};
+use tailwater::config::{Ack, Config, LogFormat, OnError, SinkEnd};
 use tailwater::diagnostic::Findings;
 
 const SMALLEST: &str = r#"
@@ -49,7 +49,7 @@ fn smallest_file_has_every_default() {
     assert_eq!((source.ack, source.heartbeat, source.snapshot_connections), (Ack::Sink, Duration::from_secs(10), 2));
     assert_eq!(source.journal.retention, Duration::from_secs(86_400));
     assert_eq!(source.journal.max_bytes, 10 << 30);
-    let SinkConfig::Postgres(sink) = &config.sinks["warehouse"];
+    let sink = &config.sinks["warehouse"];
     assert_eq!((sink.on_error, sink.batch_rows_max, sink.batch_bytes_max), (OnError::Quarantine, 100_000, 16 << 20));
     assert!(config.warnings.0.is_empty());
 }
@@ -67,8 +67,23 @@ fn settings_are_read_with_their_units() {
     assert_eq!(source.journal.retention, Duration::from_secs(5400));
     assert_eq!((source.journal.max_bytes, source.journal.segment_bytes), (1_000_000_000, 1 << 20));
     assert_eq!((config.http.listen, config.log.format), (None, LogFormat::Json));
-    let SinkConfig::Postgres(sink) = &config.sinks["warehouse"];
+    let sink = &config.sinks["warehouse"];
     assert_eq!(sink.on_error, OnError::Stop);
+}
+
+#[test]
+fn a_clickhouse_sink_has_its_address_and_its_own_batch_sizes() {
+    let text = format!(
+        "{SMALLEST}[sink.ch]\nkind = \"clickhouse\"\nurl = \"https://ch.internal:8443\"\nuser = \"w\"\n\
+         cluster = \"main\"\nca_file = \"ca.pem\"\n"
+    );
+    let config = parse(&text, &[]).unwrap_or_else(|findings| panic!("{}", findings.render(false)));
+    let sink = &config.sinks["ch"];
+    let SinkEnd::ClickHouse(end) = &sink.end else { panic!("{sink:?}") };
+    assert_eq!((end.url.expose(), end.user.as_deref()), ("https://ch.internal:8443", Some("w")));
+    assert_eq!((end.cluster.as_deref(), end.password.is_none()), (Some("main"), true));
+    assert!(end.ca_file.as_ref().is_some_and(|path| path.ends_with("ca.pem")), "{end:?}");
+    assert_eq!((sink.batch_rows_max, sink.batch_bytes_max), (500_000, 32 << 20));
 }
 
 #[test]

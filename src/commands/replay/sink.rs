@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio_postgres::Client;
 
 use super::look::progress;
 use super::parts::Parts;
@@ -14,16 +13,14 @@ use crate::checkpoint::Checkpoint;
 use crate::cli::Exit;
 use crate::commands::live::{Ends, Patience, connect_all};
 use crate::commands::{refuse_journal, runtime, say, say_error, show};
-use crate::config::SinkConfig;
 use crate::journal::{Follower, Held, Item, NotHeld, Start, follow, lock};
 use crate::lsn::Lsn;
 use crate::mapping::plan::{Mode, Plan};
 use crate::mapping::resolve::{Resolved, resolve};
-use crate::pipeline::{SinkLink, sink_url};
-use crate::postgres::error::describe;
+use crate::pipeline::{SinkLink, sink_address};
 use crate::sink::ApplyError;
-use crate::sink::postgres::state;
-use crate::sink::postgres::{PostgresSink, SinkSetup};
+use crate::sink::any::{AnySink, SinkSession};
+use crate::sink::postgres::SinkSetup;
 use crate::sink::state::{StoredCheckpoint, StoredTable, TableState};
 use crate::source::probe::probe;
 use crate::telemetry::human::count;
@@ -75,15 +72,14 @@ async fn check_slot(asked: &Asked<'_>, ends: &Ends) -> Result<(), Exit> {
 }
 
 fn link(asked: &Asked<'_>, resolved: &Resolved, sink: &str) -> Result<SinkLink, Exit> {
-    let SinkConfig::Postgres(config) = &asked.config.sinks[sink];
-    let url = sink_url(asked.config, sink).map_err(|error| failed(&format!("sink \"{sink}\": url {error}"), ""))?;
+    let address = sink_address(asked.config, sink).map_err(|message| failed(&message, UNCHANGED))?;
     let of_pair = |plan: &&Plan| plan.source == asked.source && plan.sink == sink;
     let plans: Vec<_> = resolved.plans.iter().filter(of_pair).cloned().map(Arc::new).collect();
     Ok(SinkLink {
         name: sink.to_owned(),
         source: asked.source.to_owned(),
-        url,
-        config: config.clone(),
+        address,
+        config: asked.config.sinks[sink].clone(),
         // Nobody refreshes views here.
         touched: Arc::default(),
         targets: vec![0; plans.len()],
@@ -96,7 +92,7 @@ fn link(asked: &Asked<'_>, resolved: &Resolved, sink: &str) -> Result<SinkLink, 
 struct Replaying<'a> {
     asked: &'a Asked<'a>,
     link: SinkLink,
-    client: Client,
+    session: SinkSession,
     stored: StoredCheckpoint,
     /// Plans to replay, with their snapshot's point.
     tables: Vec<(usize, Lsn)>,
@@ -107,20 +103,20 @@ struct Replaying<'a> {
 impl<'a> Replaying<'a> {
     async fn start(asked: &'a Asked<'a>, link: SinkLink, from: Lsn, held: Held) -> Result<Replaying<'a>, Exit> {
         let refuse = |message: String| failed(&format!("sink \"{}\": {message}", link.name), "Nothing was changed.");
-        let client = link.connect("tailwater replay").await.map_err(refuse)?;
+        let session = link.connect("tailwater replay").await.map_err(refuse)?;
         let read = async {
-            if !state::has_schema(&client).await? {
+            if !session.has_state().await? {
                 return Ok(None);
             }
-            let stored = state::read_checkpoint(&client, &link.source).await?;
-            Ok::<_, tokio_postgres::Error>(stored.zip(Some(state::read_tables(&client, &link.source).await?)))
+            let stored = session.read_checkpoint(&link.source).await?;
+            Ok::<_, String>(stored.zip(Some(session.read_tables(&link.source).await?)))
         };
-        let Some((stored, states)) = read.await.map_err(|error| refuse(describe(&error)))? else {
+        let Some((stored, states)) = read.await.map_err(refuse)? else {
             let message = format!("sink \"{}\" holds nothing of source \"{}\" yet", link.name, link.source);
             return Err(failed(&message, "`tailwater run` makes the first copy; there is nothing to replay."));
         };
         let tables = choose(asked, &link, &states)?;
-        Ok(Replaying { asked, link, client, stored, tables, from, held })
+        Ok(Replaying { asked, link, session, stored, tables, from, held })
     }
 
     async fn run(self) -> Result<(), Exit> {
@@ -140,9 +136,8 @@ impl<'a> Replaying<'a> {
         }
         let refuse = |message: String| failed(&format!("sink \"{name}\": {message}"), "Nothing was changed.");
         // From here on no daemon that was started before can write.
-        let epoch =
-            state::take_over(&self.client, self.asked.source, &self.stored, self.stored.identity.timeline).await;
-        let epoch = epoch.map_err(|error| refuse(describe(&error)))?;
+        let epoch = self.session.take_over(self.asked.source, &self.stored, self.stored.identity.timeline).await;
+        let epoch = epoch.map_err(refuse)?;
         let Some(epoch) = epoch else {
             return Err(failed(
                 &format!("somebody else writes into sink \"{name}\" for source \"{}\"", self.asked.source),
@@ -158,7 +153,7 @@ impl<'a> Replaying<'a> {
             mask_key: self.link.mask_key.clone(),
         };
         let mut builder = self.builder(at);
-        let mut sink = PostgresSink::new(self.client, setup);
+        let mut sink = self.session.into_sink(setup);
         for &(plan_index, lsn) in &self.tables {
             builder.set_taking(plan_index, Taking::From(lsn));
             builder.set_trust(plan_index, false);
@@ -168,13 +163,14 @@ impl<'a> Replaying<'a> {
         let follower = follow(&self.asked.dir(), Start::At(self.from));
         let follower = follower.map_err(|error| refuse_journal(self.asked.source, &error))?;
         // First: a refresh too many is harmless, one too few shows old rows until the next change.
-        if let Err(error) = state::forget_views(sink.client()).await {
-            return Err(failed(&format!("sink \"{name}\": {}", describe(&error)), UNCHANGED));
+        if let Err(message) = sink.forget_views().await {
+            return Err(failed(&format!("sink \"{name}\": {message}"), UNCHANGED));
         }
-        let changes = apply(&mut sink, builder, follower, at).await.map_err(|stopped| match stopped {
-            Stopped::Journal(exit) => exit,
-            Stopped::Other { message, hint } => failed(&format!("sink \"{name}\": {message}"), hint),
-        })?;
+        let changes =
+            apply(&mut sink, &self.link.plans, builder, follower, at).await.map_err(|stopped| match stopped {
+                Stopped::Journal(exit) => exit,
+                Stopped::Other { message, hint } => failed(&format!("sink \"{name}\": {message}"), hint),
+            })?;
         say(&format!("sink {name}: replayed {} to {}, {} changes", self.from, at.end_lsn, count(changes)));
         Ok(())
     }
@@ -229,7 +225,8 @@ const UNCHANGED: &str = "Nothing was changed.";
 
 /// Applies the range in as few parts as memory allows, all of them in one transaction. The checkpoint stays where it is.
 async fn apply(
-    sink: &mut PostgresSink,
+    sink: &mut AnySink,
+    plans: &[Arc<Plan>],
     mut builder: Builder,
     mut follower: Follower,
     at: Checkpoint,
@@ -237,8 +234,8 @@ async fn apply(
     let other = |message: String| Stopped::Other { message, hint: UNCHANGED };
     let from = follower.from();
     let bar = progress(from, at.end_lsn);
-    let source = sink.plans().first().map_or(String::new(), |plan| plan.source.clone());
-    let mut parts = Parts::new(sink.plans().len());
+    let source = plans.first().map_or(String::new(), |plan| plan.source.clone());
+    let mut parts = Parts::new(plans.len());
     let mut rest: Option<(Bytes, usize)> = None;
     let mut ended = false;
     let mut changes = 0;
@@ -271,7 +268,7 @@ async fn apply(
                 message: error.to_string(),
                 hint: "Nothing was changed. Raise batch_bytes_max of the sink, or start later.",
             })?;
-            sink.apply(&batch).await.map_err(|error| other(describe_apply(sink.plans(), &error)))?;
+            sink.apply(&batch).await.map_err(|error| other(describe_apply(plans, &error)))?;
         }
     }
     bar.finish_and_clear();

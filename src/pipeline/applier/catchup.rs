@@ -10,8 +10,6 @@ use crate::journal::Item;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
 use crate::pipeline::link::SinkTables;
-use crate::postgres::error::describe;
-use crate::sink::postgres::state;
 use crate::sink::state::{TableState, name_text};
 
 impl Applier {
@@ -55,8 +53,8 @@ impl Applier {
             self.catch_up(session, &plans, lsn).await?;
         }
         let Some(sink) = &mut session.sink else { return Ok(()) };
-        if let Err(error) = state::write_joined(sink.client(), &self.link.source, &targets).await {
-            warn!(sink = %self.link.name, error = %describe(&error), "table state not written");
+        if let Err(error) = sink.write_joined(&self.link.source, &targets).await {
+            warn!(sink = %self.link.name, %error, "table state not written");
             return Err(Over::Again { wait: true });
         }
         if let Err(error) = sink.apply(&Batch::checkpoint_only(session.sent)).await {
@@ -91,9 +89,8 @@ impl Applier {
         let whole: Vec<(usize, Lsn)> = whole;
         for &(plan_index, _) in &whole {
             let plan = self.link.plans[plan_index].clone();
-            let written = state::write_streaming(sink.client(), &plan.source, &plan.target);
-            if let Err(error) = written.await {
-                warn!(sink = %self.link.name, error = %describe(&error), "table state not written");
+            if let Err(error) = sink.write_streaming(&plan.source, &plan.target).await {
+                warn!(sink = %self.link.name, %error, "table state not written");
                 return Err(Over::Again { wait: true });
             }
             sink.set_tolerant(plan_index, false);

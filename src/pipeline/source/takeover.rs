@@ -7,15 +7,15 @@ use tracing::{info, warn};
 use super::{STANDBY_PAUSE, Source, pause};
 use crate::checkpoint::SourceIdentity;
 use crate::config::Ack;
+use crate::diagnostic::chain;
 use crate::journal::{Journal, JournalError};
 use crate::lsn::Lsn;
 use crate::pipeline::End;
-use crate::pipeline::link::{SinkLink, SinkTables, chain};
+use crate::pipeline::link::{SinkLink, SinkTables};
 use crate::postgres::connect::connect;
-use crate::postgres::error::describe;
 use crate::retry::Backoff;
 use crate::sink::Durable;
-use crate::sink::postgres::state;
+use crate::sink::any::SinkSession;
 use crate::sink::state::StoredCheckpoint;
 use crate::source::history::read_history;
 use crate::source::probe::{SourceProbe, probe};
@@ -26,7 +26,7 @@ use crate::wire::{ReplicationConnection, WireError};
 
 /// A sink as it was read at the start.
 struct SinkView {
-    client: Client,
+    session: SinkSession,
     stored: Option<StoredCheckpoint>,
     tables: SinkTables,
 }
@@ -106,8 +106,8 @@ impl Source {
         let mut durable = Vec::new();
         for (link, view) in self.links.iter().zip(&views) {
             let stored = self.first_checkpoint(link, view, at, &identity).await?;
-            let epoch = state::take_over(&view.client, &self.name, &stored, identity.timeline).await;
-            match epoch.map_err(|error| Stuck::Wait(Stage::Connect, describe(&error)))? {
+            let epoch = view.session.take_over(&self.name, &stored, identity.timeline).await;
+            match epoch.map_err(|message| Stuck::Wait(Stage::Connect, message))? {
                 Some(epoch) => epochs.push(epoch),
                 // Somebody wrote after we read: decide again with what is there now.
                 None => return Err(Stuck::StandBy),
@@ -120,17 +120,11 @@ impl Source {
 
     async fn read_sink(&self, link: &SinkLink) -> Result<SinkView, Stuck> {
         let failed = |message: String| Stuck::Wait(Stage::Connect, format!("sink \"{}\": {message}", link.name));
-        let client = link.connect("tailwater start").await.map_err(failed)?;
-        let read = async {
-            if !state::has_schema(&client).await? {
-                client.batch_execute(state::STATE_SCHEMA).await?;
-            }
-            let stored = state::read_checkpoint(&client, &self.name).await?;
-            let tables = state::read_tables(&client, &self.name).await?;
-            Ok::<_, tokio_postgres::Error>((stored, tables))
-        };
-        let (stored, tables) = read.await.map_err(|error| failed(describe(&error)))?;
-        Ok(SinkView { client, stored, tables: SinkTables::new(link, tables) })
+        let session = link.connect("tailwater start").await.map_err(failed)?;
+        session.ensure_state().await.map_err(failed)?;
+        let stored = session.read_checkpoint(&self.name).await.map_err(failed)?;
+        let tables = session.read_tables(&self.name).await.map_err(failed)?;
+        Ok(SinkView { session, stored, tables: SinkTables::new(link, tables) })
     }
 
     /// A sink that holds nothing yet begins where the stream begins; its tables are copied later than that.
@@ -144,11 +138,9 @@ impl Source {
         if let Some(stored) = &view.stored {
             return Ok(stored.clone());
         }
-        let failed = |error: tokio_postgres::Error| {
-            Stuck::Wait(Stage::Connect, format!("sink \"{}\": {}", link.name, describe(&error)))
-        };
-        state::create_checkpoint(&view.client, &self.name, at, identity).await.map_err(failed)?;
-        let stored = state::read_checkpoint(&view.client, &self.name).await.map_err(failed)?;
+        let failed = |message: String| Stuck::Wait(Stage::Connect, format!("sink \"{}\": {message}", link.name));
+        view.session.create_checkpoint(&self.name, at, identity).await.map_err(failed)?;
+        let stored = view.session.read_checkpoint(&self.name).await.map_err(failed)?;
         stored.ok_or_else(|| Stuck::Wait(Stage::Connect, "the checkpoint was not kept".to_owned()))
     }
 

@@ -1,0 +1,195 @@
+//! The closed set of sinks behind one face: what appliers, copies and the start-up ask of any of them.
+
+use tokio_postgres::Client;
+
+use super::postgres::{PostgresSink, SinkSetup, state};
+use super::state::{StoredCheckpoint, StoredTable, TableState};
+use super::{ApplyError, Durable};
+use crate::batch::Batch;
+use crate::catalog::TableName;
+use crate::checkpoint::SourceIdentity;
+use crate::diagnostic::chain;
+use crate::lsn::Lsn;
+use crate::postgres::connect::connect;
+use crate::postgres::error::describe;
+use crate::postgres::url::PgUrl;
+
+/// Where a sink is reached, ready to be connected to.
+#[derive(Clone)]
+pub enum SinkAddress {
+    Postgres(PgUrl),
+}
+
+/// A session with what a sink remembers: checkpoints and table states. Errors are text without secrets or row values.
+pub enum SinkSession {
+    Postgres(Client),
+}
+
+impl SinkAddress {
+    /// A session with the sink.
+    ///
+    /// # Errors
+    /// Why there is none, as text without secrets.
+    pub async fn connect(&self, app_name: &str) -> Result<SinkSession, String> {
+        match self {
+            SinkAddress::Postgres(url) => {
+                let connection = connect(url, app_name).await.map_err(|error| chain(&error))?;
+                // A role's default must not turn a reported commit into a hope.
+                let durable = connection.client.batch_execute("SET synchronous_commit = on").await;
+                durable.map_err(|error| describe(&error))?;
+                Ok(SinkSession::Postgres(connection.client))
+            }
+        }
+    }
+}
+
+impl SinkSession {
+    /// Makes the state tables if they are not there.
+    pub async fn ensure_state(&self) -> Result<(), String> {
+        match self {
+            SinkSession::Postgres(client) => {
+                let has_schema = state::has_schema(client).await.map_err(|error| describe(&error))?;
+                if !has_schema {
+                    client.batch_execute(state::STATE_SCHEMA).await.map_err(|error| describe(&error))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Do the state tables exist?
+    pub async fn has_state(&self) -> Result<bool, String> {
+        match self {
+            SinkSession::Postgres(client) => state::has_schema(client).await.map_err(|error| describe(&error)),
+        }
+    }
+
+    pub async fn read_checkpoint(&self, source: &str) -> Result<Option<StoredCheckpoint>, String> {
+        match self {
+            SinkSession::Postgres(client) => {
+                state::read_checkpoint(client, source).await.map_err(|error| describe(&error))
+            }
+        }
+    }
+
+    pub async fn read_tables(&self, source: &str) -> Result<Vec<StoredTable>, String> {
+        match self {
+            SinkSession::Postgres(client) => state::read_tables(client, source).await.map_err(|error| describe(&error)),
+        }
+    }
+
+    /// Writes a source's first checkpoint, unless it has one.
+    pub async fn create_checkpoint(&self, source: &str, at: Lsn, identity: &SourceIdentity) -> Result<(), String> {
+        match self {
+            SinkSession::Postgres(client) => {
+                state::create_checkpoint(client, source, at, identity).await.map_err(|error| describe(&error))
+            }
+        }
+    }
+
+    /// Takes the source over: no daemon with an older epoch can write any more. `None` if somebody else wrote meanwhile.
+    pub async fn take_over(&self, source: &str, seen: &StoredCheckpoint, timeline: u32) -> Result<Option<i64>, String> {
+        match self {
+            SinkSession::Postgres(client) => {
+                state::take_over(client, source, seen, timeline).await.map_err(|error| describe(&error))
+            }
+        }
+    }
+
+    /// Sets a table's state; makes the row if there is none.
+    pub async fn write_table(
+        &self,
+        source: &str,
+        origin: &TableName,
+        target: &TableName,
+        table: TableState,
+        reason: Option<&str>,
+    ) -> Result<(), String> {
+        match self {
+            SinkSession::Postgres(client) => {
+                let written = state::write_table(client, source, origin, target, table, Lsn::ZERO, reason);
+                written.await.map_err(|error| describe(&error))
+            }
+        }
+    }
+
+    /// The session becomes the sink that applies batches.
+    pub fn into_sink(self, setup: SinkSetup) -> AnySink {
+        match self {
+            SinkSession::Postgres(client) => AnySink::Postgres(Box::new(PostgresSink::new(client, setup))),
+        }
+    }
+}
+
+/// A sink that applies one source's batches.
+pub enum AnySink {
+    Postgres(Box<PostgresSink>),
+}
+
+impl AnySink {
+    /// Applies a batch; `None` for a part of a larger transaction.
+    ///
+    /// # Errors
+    /// See [`ApplyError`]: after any error connect anew and read the checkpoint.
+    pub async fn apply(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {
+        match self {
+            AnySink::Postgres(sink) => sink.apply(batch).await,
+        }
+    }
+
+    /// What is applied from here to the next checkpoint is one, if the sink can do that.
+    ///
+    /// # Errors
+    /// The sink does not answer.
+    pub async fn begin(&mut self) -> Result<(), ApplyError> {
+        match self {
+            AnySink::Postgres(sink) => sink.begin().await,
+        }
+    }
+
+    /// What the sink durably holds.
+    pub fn durable(&self) -> Durable {
+        match self {
+            AnySink::Postgres(sink) => sink.durable(),
+        }
+    }
+
+    /// New rows of this table go through the merge from now on: the target turned out to hold some of them.
+    pub fn merge_inserts(&mut self, plan_index: usize) {
+        match self {
+            AnySink::Postgres(sink) => sink.merge_inserts(plan_index),
+        }
+    }
+
+    /// The table may hold rows newer than the changes that come.
+    pub fn set_tolerant(&mut self, plan_index: usize, tolerant: bool) {
+        match self {
+            AnySink::Postgres(sink) => sink.set_tolerant(plan_index, tolerant),
+        }
+    }
+
+    /// Notes that copied tables follow the stream from now on, with what the last `begin` began.
+    pub async fn write_joined(&self, source: &str, targets: &[String]) -> Result<(), String> {
+        match self {
+            AnySink::Postgres(sink) => {
+                state::write_joined(sink.client(), source, targets).await.map_err(|error| describe(&error))
+            }
+        }
+    }
+
+    /// Notes that a table holds what the source has, at the checkpoint.
+    pub async fn write_streaming(&self, source: &str, target: &TableName) -> Result<(), String> {
+        match self {
+            AnySink::Postgres(sink) => {
+                state::write_streaming(sink.client(), source, target).await.map_err(|error| describe(&error))
+            }
+        }
+    }
+
+    /// Has every view refreshed when a daemon starts next: rows under them are about to change behind its back.
+    pub async fn forget_views(&self) -> Result<(), String> {
+        match self {
+            AnySink::Postgres(sink) => state::forget_views(sink.client()).await.map_err(|error| describe(&error)),
+        }
+    }
+}
