@@ -9,7 +9,7 @@ use super::fold::{Fold, KeyMissing};
 use super::{Batch, BatchEnd, RowOp, RowRef};
 use crate::assemble::{AssembleError, Assembler, Begin, Change, Step};
 use crate::catalog::TableName;
-use crate::checkpoint::{Checkpoint, UnixMicros};
+use crate::checkpoint::{Checkpoint, Position, UnixMicros};
 use crate::frame::{self, FrameError};
 use crate::lsn::Lsn;
 use crate::mapping::bind::{BindError, Binding};
@@ -214,9 +214,9 @@ impl Builder {
             let frame_at = at;
             at += length;
             match step {
-                Step::Change { relation, change, .. } => {
+                Step::Change { relation, ordinal, change } => {
                     if !self.skipping {
-                        self.change(block, block_index, relation, &change)?;
+                        self.change(block, block_index, relation, ordinal, &change)?;
                         // A transaction that outgrows the batch is handed out in parts, by rows rather than by blocks.
                         if self.rows >= self.limits.rows && at < block.len() {
                             return Ok(Taken::Until(at));
@@ -232,10 +232,10 @@ impl Builder {
                     }
                 }
                 Step::Relation(index) => self.feed(index),
-                Step::Truncate { truncate, .. } => {
+                Step::Truncate { truncate, ordinal } => {
                     if !self.skipping {
                         for oid in truncate.relations() {
-                            self.truncate(oid)?;
+                            self.truncate(oid, ordinal)?;
                         }
                     }
                 }
@@ -328,6 +328,7 @@ impl Builder {
         block: &Bytes,
         block_index: u32,
         relation: usize,
+        ordinal: u64,
         change: &Change<'_>,
     ) -> Result<(), BuildError> {
         for fed in 0..self.fed[relation].len() {
@@ -348,6 +349,7 @@ impl Builder {
                 has_unchanged: tuple.has_unchanged(),
                 earlier: None,
                 transaction,
+                ordinal,
                 op,
             };
             let done = match change {
@@ -364,14 +366,15 @@ impl Builder {
         Ok(())
     }
 
-    fn truncate(&mut self, oid: u32) -> Result<(), BuildError> {
+    fn truncate(&mut self, oid: u32, ordinal: u64) -> Result<(), BuildError> {
         let Some(relation) = self.assembler.index_of(oid) else {
             return Err(AssembleError::UnknownRelation { oid }.into());
         };
+        let commit_lsn = self.assembler.open().map_or(Lsn::ZERO, |open| open.commit_lsn);
         for route in self.fed[relation].clone() {
             if self.takes(route) {
                 let fold = self.fold_for(route, relation)?;
-                self.folds[fold].truncate();
+                self.folds[fold].truncate(Position { commit_lsn, ordinal });
             }
         }
         Ok(())

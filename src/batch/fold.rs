@@ -12,6 +12,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::multiset::{Images, Incomplete, Multiset};
 use super::{Counts, Entry, Net, RowRef, TableBatch, cell_at};
+use crate::checkpoint::Position;
 use crate::mapping::bind::Binding;
 use crate::mapping::plan::{DeleteMode, Mode, Plan};
 use crate::tuple::Cell;
@@ -40,7 +41,7 @@ pub struct Fold {
     plan: Arc<Plan>,
     bindings: Vec<Arc<Binding>>,
     rows: Vec<RowRef>,
-    truncate: bool,
+    truncate: Option<Position>,
     entries: Vec<Entry>,
     keys: Vec<Key>,
     key_bytes: Vec<u8>,
@@ -61,7 +62,7 @@ impl Fold {
             plan: binding.plan.clone(),
             bindings: vec![binding.clone()],
             rows: Vec::new(),
-            truncate: false,
+            truncate: None,
             entries: Vec::new(),
             keys: Vec::new(),
             key_bytes: Vec::new(),
@@ -94,7 +95,7 @@ impl Fold {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && !self.truncate
+        self.rows.is_empty() && self.truncate.is_none()
     }
 
     fn add_row(&mut self, row: RowRef) -> u32 {
@@ -249,12 +250,12 @@ impl Fold {
     }
 
     /// Takes a TRUNCATE: all before it in the batch is void, or deleted softly.
-    pub fn truncate(&mut self) {
+    pub fn truncate(&mut self, at: Position) {
         self.counts.truncates += 1;
         if self.plan.delete == DeleteMode::Ignore || self.plan.mode == Mode::Append {
             return;
         }
-        self.truncate = true;
+        self.truncate = Some(at);
         if self.plan.delete == DeleteMode::Soft {
             for entry in &mut self.entries {
                 if matches!(entry.net, Net::Insert | Net::Upsert) {

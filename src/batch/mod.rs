@@ -16,7 +16,7 @@ pub use build::{BatchLimits, BuildError, Builder, TableCause, Taken, Taking};
 pub use fold::Fold;
 
 use crate::assemble::Begin;
-use crate::checkpoint::{Checkpoint, UnixMicros};
+use crate::checkpoint::{Checkpoint, Position, UnixMicros};
 use crate::mapping::bind::Binding;
 use crate::mapping::plan::Plan;
 use crate::tuple::{Cell, Tuple};
@@ -38,6 +38,8 @@ pub struct RowRef {
     pub earlier: Option<u32>,
     /// Index into [`Batch::transactions`].
     pub transaction: u32,
+    /// The change's place in its transaction, from 1.
+    pub ordinal: u64,
     pub op: RowOp,
 }
 
@@ -87,8 +89,8 @@ pub struct TableBatch {
     pub plan: Arc<Plan>,
     pub bindings: Vec<Arc<Binding>>,
     pub rows: Vec<RowRef>,
-    /// The table is emptied before anything else.
-    pub truncate: bool,
+    /// The table is emptied before anything else, by the TRUNCATE that stands here.
+    pub truncate: Option<Position>,
     /// One a key. Without a key one for each row that is new or goes, so that equal rows have several.
     pub entries: Vec<Entry>,
     pub counts: Counts,
@@ -152,12 +154,17 @@ impl Batch {
 
     /// Nothing but a checkpoint.
     pub fn is_rowless(&self) -> bool {
-        self.tables.iter().all(|table| table.entries.is_empty() && !table.truncate)
+        self.tables.iter().all(|table| table.entries.is_empty() && table.truncate.is_none())
     }
 
     /// The cells of a row, in wire order; unchanged values not looked up.
     pub fn cells(&self, row: &RowRef) -> crate::tuple::Cells<'_> {
         Tuple::trusted_cells(self.bytes(row))
+    }
+
+    /// Where the change that made a row stands in the stream.
+    pub fn position(&self, row: &RowRef) -> Position {
+        Position { commit_lsn: self.transactions[row.transaction as usize].commit_lsn, ordinal: row.ordinal }
     }
 
     fn bytes(&self, row: &RowRef) -> &[u8] {

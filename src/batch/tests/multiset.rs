@@ -101,7 +101,7 @@ fn apply(action: &Action, delete: DeleteMode, held: &mut Counts) {
 /// The order of `sink::postgres::apply`: emptied, removed, added.
 fn take(batch: &Batch, held: &mut Counts) -> Result<(), TestCaseError> {
     for table in &batch.tables {
-        if table.truncate {
+        if table.truncate.is_some() {
             held.clear();
         }
         let row = |row: u32| -> Vec<Option<String>> {

@@ -136,7 +136,7 @@ impl Target {
 
     fn table(&mut self, batch: &Batch, table: &TableBatch) -> Result<(), TestCaseError> {
         let plan = &table.plan;
-        if table.truncate {
+        if table.truncate.is_some() {
             self.rows.truncate(plan.delete);
         }
         let is_image = |entry: &&Entry| matches!(entry.net, Net::Insert | Net::Upsert | Net::Tombstone);

@@ -50,7 +50,7 @@ impl Parts {
         for index in 0..batch.tables.len() {
             let table = &batch.tables[index];
             let plan_index = table.plan_index;
-            if table.truncate {
+            if table.truncate.is_some() {
                 self.all_touched[plan_index] = true;
             }
             for entry in &table.entries {

@@ -73,7 +73,8 @@ impl PostgresSink {
             flights.push(Box::pin(async { self.client.batch_execute("BEGIN").await.map_err(ApplyError::control) }));
         }
         for &table in self.order.iter().rev() {
-            if let Some(table) = batch.tables.iter().find(|batch| batch.plan_index == table && batch.truncate) {
+            if let Some(table) = batch.tables.iter().find(|batch| batch.plan_index == table && batch.truncate.is_some())
+            {
                 let sql = &self.tables[table.plan_index].truncate;
                 flights.push(Box::pin(async move {
                     let done = self.client.batch_execute(sql).await;
