@@ -1,12 +1,14 @@
 //! Both ends as they are now, for the verbs that resolve mappings.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings, chain};
+use crate::mapping::clickhouse::LiveClickHouse;
 use crate::mapping::resolve::{Live, LiveSink, LiveSource};
 use crate::pipeline::{sink_address, source_url};
 use crate::postgres::catalog::{Wanted, read_tables, read_types};
@@ -16,14 +18,24 @@ use crate::postgres::server::server;
 use crate::postgres::url::PgUrl;
 use crate::retry::{Backoff, Retry};
 use crate::sink::any::SinkAddress;
+use crate::sink::clickhouse::address::Address;
+use crate::sink::clickhouse::ddl::Topology;
+use crate::sink::clickhouse::{catalog as clickhouse_catalog, http};
 
 /// Open sessions with all ends, and what they say of themselves.
 #[derive(Default)]
 pub struct Ends {
     pub sources: BTreeMap<String, Client>,
     pub sinks: BTreeMap<String, Client>,
+    pub clickhouse: BTreeMap<String, ClickHouseSession>,
     pub live: Live,
     pub findings: Findings,
+}
+
+/// A ClickHouse server that answers, and how tables are made there.
+pub struct ClickHouseSession {
+    pub client: Arc<http::Client>,
+    pub topology: Topology,
 }
 
 /// What to do about an end that does not answer.
@@ -67,6 +79,13 @@ async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {
         let what = format!("sink \"{name}\"");
         let url = match sink_address(config, name) {
             Ok(SinkAddress::Postgres(url)) => url,
+            Ok(SinkAddress::ClickHouse(address, topology)) => {
+                if let Some((client, live)) = open_clickhouse(&mut ends.findings, &what, address, patience).await {
+                    ends.live.clickhouse.insert(name.clone(), live);
+                    ends.clickhouse.insert(name.clone(), ClickHouseSession { client, topology });
+                }
+                continue;
+            }
             Err(message) => {
                 ends.findings.push(Finding::error("url", message));
                 continue;
@@ -104,6 +123,40 @@ async fn open<T>(
             return None;
         }
         tracing::warn!("{}, waiting", finding.message);
+        tokio::time::sleep(backoff.next().unwrap_or(Duration::from_secs(1))).await;
+    }
+}
+
+/// The same for ClickHouse.
+async fn open_clickhouse(
+    findings: &mut Findings,
+    what: &str,
+    address: Address,
+    patience: Patience,
+) -> Option<(Arc<http::Client>, LiveClickHouse)> {
+    let place = format!("{}:{}", address.host, address.port);
+    let client = match http::Client::new(address) {
+        Ok(client) => Arc::new(client),
+        Err(error) => {
+            findings.push(Finding::error("url", format!("{what}: {error}")));
+            return None;
+        }
+    };
+    let mut backoff = Backoff::new(u64::from(std::process::id()));
+    loop {
+        let error = match clickhouse_catalog::read_tables(&client).await {
+            Ok(live) => return Some((client, live)),
+            Err(error) => error,
+        };
+        if patience == Patience::None || error.retry() == Retry::Never {
+            let finding = Finding::error("unreachable", format!("{what} at {place} does not let us in: {error}"));
+            findings.push(match error.retry() {
+                Retry::Backoff => finding.hint("Is the server up, and is this its HTTP interface?"),
+                Retry::Never => finding.hint("Check user, password and grants; `deploy/grants` has the roles."),
+            });
+            return None;
+        }
+        tracing::warn!("{what} at {place}: {error}, waiting");
         tokio::time::sleep(backoff.next().unwrap_or(Duration::from_secs(1))).await;
     }
 }

@@ -3,8 +3,12 @@
 use super::live::{Patience, connect_sources};
 use super::{load_config, runtime, say_raw, show};
 use crate::cli::{Cli, Exit, Schema, SchemaOf};
-use crate::mapping::desired::{DesiredTable, ddl, desired_tables};
+use crate::diagnostic::Finding;
+use crate::mapping::desired::{ddl, desired_tables};
 use crate::mapping::schema;
+use crate::pipeline::sink_address;
+use crate::sink::any::SinkAddress;
+use crate::sink::clickhouse::targets::script;
 
 pub fn run(cli: &Cli, args: &Schema) -> Exit {
     match args.of {
@@ -29,24 +33,35 @@ fn print_ddl(cli: &Cli) -> Exit {
         }
     };
     let ends = runtime().block_on(connect_sources(&config, Patience::None));
-    let (tables, found) = desired_tables(&config, &files, &ends.live);
+    let (desired, found) = desired_tables(&config, &files, &ends.live);
     let mut findings = ends.findings;
     findings.0.extend(found.0);
+    let mut scripts = Vec::new();
+    for name in config.sinks.keys() {
+        let script = match sink_address(&config, name) {
+            Ok(SinkAddress::Postgres(_)) => ddl(&desired.of_postgres(name)),
+            Ok(SinkAddress::ClickHouse(_, topology)) => match script(&desired.of_clickhouse(name), &topology) {
+                Ok(script) => script,
+                Err(error) => {
+                    findings.push(Finding::error("ddl", format!("sink \"{name}\": {error}")));
+                    continue;
+                }
+            },
+            Err(message) => {
+                findings.push(Finding::error("url", message));
+                continue;
+            }
+        };
+        if !script.is_empty() {
+            scripts.push((name, script));
+        }
+    }
     show(cli, &findings);
     if findings.has_errors() {
         return Exit::Findings;
     }
-    let mut sinks: Vec<&str> = tables.iter().map(|table| table.sink.as_str()).collect();
-    sinks.sort_unstable();
-    sinks.dedup();
-    let mut text = String::new();
-    for sink in &sinks {
-        let mine: Vec<DesiredTable> = tables.iter().filter(|table| &table.sink == sink).cloned().collect();
-        if sinks.len() > 1 {
-            text.push_str(&format!("-- sink {sink}\n"));
-        }
-        text.push_str(&ddl(&mine));
-    }
+    let heading = |name: &str| if scripts.len() > 1 { format!("-- sink {name}\n") } else { String::new() };
+    let text: String = scripts.iter().map(|(name, script)| heading(name) + script).collect();
     say_raw(text.as_bytes());
     Exit::Done
 }

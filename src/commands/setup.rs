@@ -8,9 +8,12 @@ use crate::cli::{Cli, Exit, Setup};
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::MappingFile;
-use crate::mapping::desired::{DesiredTable, ddl, desired_tables};
-use crate::mapping::resolve::{Resolved, resolve};
+use crate::mapping::desired::{Desired, ddl, desired_tables};
+use crate::mapping::resolve::resolve;
 use crate::postgres::error::describe;
+use crate::sink::clickhouse::ddl::state_schema;
+use crate::sink::clickhouse::state::has_schema;
+use crate::sink::clickhouse::targets::{make_targets, script};
 use crate::sink::postgres::state;
 use crate::source::probe::probe;
 use crate::source::setup::SetupPlan;
@@ -39,12 +42,18 @@ pub fn run(cli: &Cli, args: &Setup) -> Exit {
 async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Findings {
     let mut ends = connect_all(config, Patience::None).await;
     let mut findings = std::mem::take(&mut ends.findings);
-    let mut wanted = Vec::new();
+    let mut wanted = Desired::default();
     if args.create_targets {
-        let (tables, found) = desired_tables(config, files, &ends.live);
+        let (desired, found) = desired_tables(config, files, &ends.live);
         findings.0.extend(found.0);
-        wanted = tables;
-        ends.live.assume = wanted.clone();
+        wanted = desired;
+        ends.live.assume = wanted.tables.clone();
+        for (sink, table) in &wanted.clickhouse {
+            // Planned as if it were there.
+            if let Some(end) = ends.live.clickhouse.get_mut(sink) {
+                end.tables.push(table.clone());
+            }
+        }
     }
     let (resolved, found) = resolve(config, files, &ends.live);
     findings.0.extend(found.0.into_iter().filter(|finding| !findings.0.contains(finding)).collect::<Vec<_>>());
@@ -67,7 +76,7 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
         return findings;
     }
     if args.print {
-        print(&ends, &resolved, &wanted, &plans);
+        print(&ends, &wanted, &plans);
         return findings;
     }
     if let Err(finding) = make_sinks(&ends, &wanted).await {
@@ -89,7 +98,8 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
 }
 
 /// State schema and target tables.
-async fn make_sinks(ends: &Ends, wanted: &[DesiredTable]) -> Result<(), Finding> {
+async fn make_sinks(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
+    make_clickhouse(ends, wanted).await?;
     for (name, client) in &ends.sinks {
         let refused = |what: &str, error: &tokio_postgres::Error| {
             Finding::error("sink", format!("sink \"{name}\" does not let us make {what}: {}", describe(error)))
@@ -100,7 +110,7 @@ async fn make_sinks(ends: &Ends, wanted: &[DesiredTable]) -> Result<(), Finding>
             say(&format!("sink {name}: making schema tailwater"));
             client.batch_execute(state::STATE_SCHEMA).await.map_err(|error| refused("the state schema", &error))?;
         }
-        let mine: Vec<_> = wanted.iter().filter(|table| &table.sink == name).cloned().collect();
+        let mine = wanted.of_postgres(name);
         if !mine.is_empty() {
             let names: Vec<_> = mine.iter().map(|table| table.target.to_string()).collect();
             say(&format!("sink {name}: making {}", names.join(", ")));
@@ -110,12 +120,44 @@ async fn make_sinks(ends: &Ends, wanted: &[DesiredTable]) -> Result<(), Finding>
     Ok(())
 }
 
-fn print(ends: &Ends, _resolved: &Resolved, wanted: &[DesiredTable], plans: &[(String, SetupPlan)]) {
+async fn make_clickhouse(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
+    for (name, session) in &ends.clickhouse {
+        let refused = |what: &str, error: &dyn std::error::Error| {
+            let hint = "`deploy/grants/clickhouse.sql` lists the rights that the sink's user needs.";
+            Finding::error("sink", format!("sink \"{name}\" does not let us make {what}: {error}")).hint(hint)
+        };
+        if !has_schema(&session.client).await.map_err(|error| refused("the state tables", &error))? {
+            say(&format!("sink {name}: making database tailwater"));
+            for statement in state_schema(&session.topology) {
+                session.client.execute(&statement).await.map_err(|error| refused("the state tables", &error))?;
+            }
+        }
+        let mine = wanted.of_clickhouse(name);
+        if mine.is_empty() {
+            continue;
+        }
+        let names: Vec<_> = mine.iter().map(|table| table.name.to_string()).collect();
+        say(&format!("sink {name}: making {}", names.join(", ")));
+        let statements = make_targets(&mine, &session.topology);
+        for statement in statements.map_err(|error| refused("the target tables", &error))? {
+            session.client.execute(&statement).await.map_err(|error| refused("the target tables", &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn print(ends: &Ends, wanted: &Desired, plans: &[(String, SetupPlan)]) {
     for (name, plan) in plans {
         say(&format!("-- source {name}\n{}", plan.script()));
     }
     for name in ends.sinks.keys() {
-        let mine: Vec<_> = wanted.iter().filter(|table| &table.sink == name).cloned().collect();
+        let mine = wanted.of_postgres(name);
         say(&format!("-- sink {name}\n{}\n{}", state::STATE_SCHEMA.trim(), ddl(&mine)));
+    }
+    for (name, session) in &ends.clickhouse {
+        let state = state_schema(&session.topology).join(";\n\n");
+        // Whether the tables can be made was looked at before.
+        let targets = script(&wanted.of_clickhouse(name), &session.topology).unwrap_or_default();
+        say(&format!("-- sink {name}\n{state};\n\n{targets}"));
     }
 }

@@ -181,15 +181,12 @@ pub struct PostgresEnd {
 /// `kind = "clickhouse"`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClickHouseEnd {
-    /// The HTTP interface: `http://host:8123` or `https://host:8443`.
+    /// The HTTP interface: `http://user@host:8123` or `https://user@host:8443?sslrootcert=…`.
     pub url: Secret,
-    /// Takes precedence over one inside `url`; `default` if neither says.
-    pub user: Option<String>,
+    /// Takes precedence over one inside `url`.
     pub password: Option<Secret>,
     /// Tables are replicated and made `ON CLUSTER` of this name.
     pub cluster: Option<String>,
-    /// Certificates, PEM, that an https server's is checked against instead of the public ones.
-    pub ca_file: Option<PathBuf>,
 }
 
 impl Config {

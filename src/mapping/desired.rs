@@ -1,5 +1,6 @@
 //! The target tables that mappings ask for: what `setup --create-targets` creates and `schema ddl` prints.
 
+use super::clickhouse::{self, ClickHouseTable};
 use super::draft::{Draft, DraftColumn, DraftFrom};
 use super::offline::is_postgres;
 use super::plan::Mode;
@@ -65,18 +66,24 @@ impl DesiredTable {
     }
 }
 
-/// The target tables that are not in `live.sinks`: all of them where it is empty.
-pub fn desired_tables(config: &Config, files: &[MappingFile], live: &Live) -> (Vec<DesiredTable>, Findings) {
+/// The target tables that mappings ask for and that are not there yet.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Desired {
+    pub tables: Vec<DesiredTable>,
+    /// By sink.
+    pub clickhouse: Vec<(String, ClickHouseTable)>,
+}
+
+/// The target tables that are not in `live`: all of them where it is empty.
+pub fn desired_tables(config: &Config, files: &[MappingFile], live: &Live) -> (Desired, Findings) {
     let mut findings = Findings::default();
-    let mut tables: Vec<DesiredTable> = Vec::new();
+    let mut desired = Desired::default();
     for file in files {
         for mapping in &file.tables {
             for source in &file.sources {
                 let wanting = file.sinks.iter().map(|sink| sink.value.as_str()).filter(|sink| {
-                    let exists =
-                        live.sinks.get(*sink).is_some_and(|end| end.catalog.table(&mapping.target.value).is_some());
-                    let known = tables.iter().any(|table| table.sink == *sink && table.target == mapping.target.value);
-                    is_postgres(config, sink) && !exists && !known
+                    let target = &mapping.target.value;
+                    !live.has_target(sink, target) && !desired.has(sink, target) && config.sinks.contains_key(*sink)
                 });
                 let wanting: Vec<&str> = wanting.collect();
                 let Some(end) = live.sources.get(&source.value) else { continue };
@@ -85,17 +92,41 @@ pub fn desired_tables(config: &Config, files: &[MappingFile], live: &Live) -> (V
                 }
                 let Some(table) = source_table(file, mapping, &source.value, end, &mut findings) else { continue };
                 let Some(draft) = Draft::make(file, mapping, table, &mut findings) else { continue };
-                let Some((columns, primary_key)) = columns(&draft, &mut findings) else { continue };
-                tables.extend(wanting.into_iter().map(|sink| DesiredTable {
-                    sink: sink.to_owned(),
-                    target: mapping.target.value.clone(),
-                    columns: columns.clone(),
-                    primary_key: primary_key.clone(),
-                }));
+                for sink in wanting {
+                    desired.add(config, sink, &draft, &mut findings);
+                }
             }
         }
     }
-    (tables, without_repeats(findings))
+    (desired, without_repeats(findings))
+}
+
+impl Desired {
+    /// A Postgres sink's part.
+    pub fn of_postgres(&self, sink: &str) -> Vec<DesiredTable> {
+        self.tables.iter().filter(|table| table.sink == sink).cloned().collect()
+    }
+
+    /// A ClickHouse sink's part.
+    pub fn of_clickhouse(&self, sink: &str) -> Vec<ClickHouseTable> {
+        self.clickhouse.iter().filter(|(of, _)| of == sink).map(|(_, table)| table.clone()).collect()
+    }
+
+    fn has(&self, sink: &str, target: &TableName) -> bool {
+        self.tables.iter().any(|table| table.sink == sink && table.target == *target)
+            || self.clickhouse.iter().any(|(of, table)| of == sink && table.name == *target)
+    }
+
+    fn add(&mut self, config: &Config, sink: &str, draft: &Draft<'_>, findings: &mut Findings) {
+        if is_postgres(config, sink) {
+            let Some((columns, primary_key)) = columns(draft, findings) else { return };
+            let target = draft.mapping.target.value.clone();
+            self.tables.push(DesiredTable { sink: sink.to_owned(), target, columns, primary_key });
+        } else {
+            let table = clickhouse::desired(draft, findings);
+            self.clickhouse.extend(table.map(|table| (sink.to_owned(), table)));
+        }
+    }
 }
 
 fn columns(draft: &Draft<'_>, findings: &mut Findings) -> Option<(Vec<DesiredColumn>, Vec<String>)> {

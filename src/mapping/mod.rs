@@ -9,6 +9,7 @@ use crate::config::{Config, read_error};
 use crate::diagnostic::{Finding, Findings, SourceFile};
 
 pub mod bind;
+pub mod clickhouse;
 pub mod desired;
 mod draft;
 pub mod offline;

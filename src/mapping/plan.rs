@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::catalog::TableName;
+use crate::value::clickhouse::types::{OnOverflow, SourceType};
 
 /// What the daemon knows of a change beside its columns: `{ meta = "…" }`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, JsonSchema)]
@@ -49,7 +50,7 @@ pub struct Input {
     pub name: String,
     pub from: InputFrom,
     /// The type it has in the stage, as SQL text of the sink: a source column's wire type, `text` for one that has no
-    /// binary form or that is an enum.
+    /// binary form or that is an enum. Of ClickHouse the type in which it is sent.
     pub stage_type: String,
     /// OID of `stage_type` on the sink.
     pub stage_type_oid: u32,
@@ -58,6 +59,10 @@ pub struct Input {
     /// An UPDATE may leave it unsent.
     pub toastable: bool,
     pub mask: Option<Mask>,
+    /// The column's type at the source; `None` for what the daemon knows.
+    pub source_type: Option<SourceType>,
+    /// Of a ClickHouse sink: what is written for a value that the column's type cannot hold.
+    pub on_overflow: OnOverflow,
 }
 
 /// Where a target column's value comes from.
@@ -117,7 +122,7 @@ pub enum DeleteMode {
     Ignore,
 }
 
-/// One `[table."schema.name"]` for one source and one Postgres sink, compiled.
+/// One `[table."schema.name"]` for one source and one sink, compiled.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Plan {
     /// The `[source.NAME]`.

@@ -7,6 +7,7 @@ use super::plan::{Input, InputFrom, Meta, Output, OutputFrom, Plan};
 use super::target::{Ends, meta_type};
 use super::types;
 use crate::catalog::{Column, ReplicaIdentity, Table, TypeKind, quote_ident, quote_literal};
+use crate::value::clickhouse::types::{OnOverflow, SourceType};
 
 /// OIDs of the types that meta columns and text stand-ins have (`pg_type.dat`).
 const TEXT_OID: u32 = 25;
@@ -138,6 +139,8 @@ impl<'d, 'a> Build<'d, 'a> {
             nested: is_nested && is_wire,
             toastable: column.toastable && self.draft.table.replica_identity != ReplicaIdentity::Full,
             mask: self.draft.mask(column),
+            source_type: Some(SourceType::of(column)),
+            on_overflow: OnOverflow::Error,
             stage_type,
         });
         self.inputs.len() - 1
@@ -168,6 +171,8 @@ impl<'d, 'a> Build<'d, 'a> {
             nested: false,
             toastable: false,
             mask: None,
+            source_type: None,
+            on_overflow: OnOverflow::Error,
         });
         self.inputs.len() - 1
     }

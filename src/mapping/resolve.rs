@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::clickhouse::{self, LiveClickHouse};
 use super::desired::DesiredTable;
 use super::draft::Draft;
-use super::offline::{is_postgres, resolve_offline};
+use super::offline::resolve_offline;
 use super::plan::{Plan, Published, RefreshMode, ViewPlan};
 use super::publication::{self, Need};
 use super::syntax::{MappingFile, TableMapping, ViewMapping};
@@ -35,8 +36,17 @@ pub struct LiveSink {
 pub struct Live {
     pub sources: BTreeMap<String, LiveSource>,
     pub sinks: BTreeMap<String, LiveSink>,
+    pub clickhouse: BTreeMap<String, LiveClickHouse>,
     /// Target tables taken to exist as described, for planning before they are created.
     pub assume: Vec<DesiredTable>,
+}
+
+impl Live {
+    /// Does a sink have a table of this name?
+    pub fn has_target(&self, sink: &str, target: &TableName) -> bool {
+        self.sinks.get(sink).is_some_and(|end| end.catalog.table(target).is_some())
+            || self.clickhouse.get(sink).is_some_and(|end| end.table(target).is_some())
+    }
 }
 
 /// What mapping files come to.
@@ -61,18 +71,24 @@ pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved
                 let Some(table) = source_table(file, mapping, &source.value, end, &mut findings) else { continue };
                 let Some(draft) = Draft::make(file, mapping, table, &mut findings) else { continue };
                 needs.push(Need::of(&draft, &source.value, end.server_version));
-                for sink in file.sinks.iter().filter(|sink| is_postgres(config, &sink.value)) {
+                for sink in &file.sinks {
+                    let names = target::Ends { source: &source.value, sink: &sink.value };
                     if let Some(end) = live.sinks.get(&sink.value) {
-                        let names = target::Ends { source: &source.value, sink: &sink.value };
                         resolved.plans.extend(target::plan(&draft, names, end, &live.assume, &mut findings));
+                    }
+                    if let Some(end) = live.clickhouse.get(&sink.value) {
+                        resolved.plans.extend(clickhouse::plan(&draft, names, end, &mut findings));
                     }
                 }
             }
         }
         for view in &file.views {
-            for sink in file.sinks.iter().filter(|sink| is_postgres(config, &sink.value)) {
+            for sink in &file.sinks {
                 if let Some(end) = live.sinks.get(&sink.value) {
                     resolved.views.extend(view_plan(file, view, &sink.value, end, &mut findings));
+                }
+                if let Some(end) = live.clickhouse.get(&sink.value) {
+                    resolved.views.extend(clickhouse::view_plan(file, view, &sink.value, end, &mut findings));
                 }
             }
         }

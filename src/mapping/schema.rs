@@ -9,6 +9,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::plan::{DeleteMode, Mask, Meta, Mode, RefreshMode};
+use crate::value::clickhouse::types::OnOverflow;
 
 /// The schema as it is committed: pretty JSON and a line end.
 pub fn json() -> String {
@@ -88,6 +89,9 @@ struct TableSchema {
     /// Source columns that are replaced by a keyed hash; the key is the configuration's `mask_salt`.
     #[schemars(extend("examples" = [{ "email": "sha256" }]))]
     mask: Option<BTreeMap<String, Mask>>,
+    /// Source columns, and what a ClickHouse sink writes for their values that the target's type cannot hold.
+    #[schemars(extend("examples" = [{ "valid_until": "null" }]))]
+    on_overflow: Option<BTreeMap<String, OnOverflow>>,
     /// A condition in the sink's SQL over source columns; rows for which it is not true are not in the target.
     #[schemars(rename = "where", extend("examples" = ["not is_test"]))]
     filter: Option<String>,

@@ -10,10 +10,11 @@ use crate::config::units;
 use crate::diagnostic::{Finding, Findings, SourceFile};
 
 use super::plan::{DeleteMode, Mask, Meta, Mode, RefreshMode};
+use crate::value::clickhouse::types::OnOverflow;
 
 pub(super) const TOP_KEYS: [&str; 4] = ["source", "sink", "table", "view"];
-pub(super) const TABLE_KEYS: [&str; 10] =
-    ["from", "key", "columns", "rename", "exclude", "mask", "where", "mode", "delete", "deleted_column"];
+pub(super) const TABLE_KEYS: [&str; 11] =
+    ["from", "key", "columns", "rename", "exclude", "mask", "on_overflow", "where", "mode", "delete", "deleted_column"];
 pub(super) const VIEW_KEYS: [&str; 2] = ["refresh", "every"];
 pub(super) const METAS: [(&str, Meta); 6] = [
     ("source", Meta::Source),
@@ -22,6 +23,13 @@ pub(super) const METAS: [(&str, Meta); 6] = [
     ("commit_ts", Meta::CommitTs),
     ("xid", Meta::Xid),
     ("synced_at", Meta::SyncedAt),
+];
+
+const OVERFLOWS: [(&str, OnOverflow); 4] = [
+    ("error", OnOverflow::Error),
+    ("null", OnOverflow::Null),
+    ("clamp", OnOverflow::Clamp),
+    ("text", OnOverflow::Text),
 ];
 
 /// Column that `delete = "soft"` sets where the mapping names none.
@@ -63,6 +71,8 @@ pub struct TableMapping {
     pub exclude: Vec<At<String>>,
     /// Source columns.
     pub mask: Vec<(At<String>, Mask)>,
+    /// Source columns.
+    pub on_overflow: Vec<(At<String>, OnOverflow)>,
     pub filter: Option<At<String>>,
     pub mode: Mode,
     pub delete: DeleteMode,
@@ -255,6 +265,7 @@ impl Parse {
             rename: self.rename(section, all_columns.is_some()),
             exclude: self.exclude(section, all_columns.is_some()),
             mask: self.mask(section),
+            on_overflow: self.on_overflow(section),
             filter: self.filter(section),
             from: from?,
             all_columns,
@@ -368,6 +379,17 @@ impl Parse {
         self.needs_star(entry, has_star);
         let names = self.reader.strings(entry, Alone::Refused).unwrap_or_default();
         names.into_iter().map(|(name, origin)| at(name.to_owned(), origin)).collect()
+    }
+
+    fn on_overflow(&mut self, section: &[Entry]) -> Vec<(At<String>, OnOverflow)> {
+        let Some(entry) = find(section, "on_overflow") else { return Vec::new() };
+        let mut policies = Vec::new();
+        for pair in self.reader.table(entry).unwrap_or_default() {
+            if let Some(policy) = self.reader.choice(pair, &OVERFLOWS) {
+                policies.push((at(pair.key.clone(), &pair.origin), policy));
+            }
+        }
+        policies
     }
 
     fn mask(&mut self, section: &[Entry]) -> Vec<(At<String>, Mask)> {

@@ -208,8 +208,10 @@ impl Applier {
             plans: self.link.plans.clone(),
             epoch: self.epoch,
             checkpoint,
+            identity: stored.identity,
             mask_key: self.link.mask_key.clone(),
         });
+        let sink = sink.map_err(|message| Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))?;
         let durable = sink.durable();
         let mut session = Session {
             sink: Some(sink),

@@ -118,7 +118,9 @@ async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), Broken> {
     info!(sink = %job.link.name, %lsn, tables = %tables.join(", "), "copying");
     let mut loaders = Vec::new();
     for _ in 0..job.connections {
-        let SinkSession::Postgres(client) = job.link.connect("tailwater copy").await.map_err(again)?;
+        let SinkSession::Postgres(client) = job.link.connect("tailwater copy").await.map_err(again)? else {
+            return Err(again("not a Postgres sink".to_owned()));
+        };
         loaders.push(Loader::new(client, &job.link.source, job.epoch, job.link.mask_key.clone(), lsn));
     }
     for &plan_index in &ordered(job) {

@@ -25,6 +25,8 @@ use crate::mapping::resolve::Resolved;
 use crate::postgres::url::{PgUrl, UrlError};
 use crate::refresh::{Observer, RefreshError, Refreshed, Refresher, RefresherSetup, TouchedTables};
 use crate::sink::any::SinkAddress;
+use crate::sink::clickhouse::address::Address;
+use crate::sink::clickhouse::ddl::Topology;
 use crate::sink::state::TableState;
 use crate::telemetry::board::StatusBoard;
 use crate::telemetry::handles::{PairMetrics, Stage, TableMetrics, ViewMetrics};
@@ -190,7 +192,7 @@ fn refreshers(
         let link = sources.iter().flat_map(|source| &source.links).find(|link| &link.name == sink);
         let (Some(link), false) = (link, views.is_empty()) else { continue };
         let observer = ViewObserver::new(context, sink, &views);
-        let SinkAddress::Postgres(url) = &link.address;
+        let SinkAddress::Postgres(url) = &link.address else { continue };
         let refresher = Refresher::new(RefresherSetup {
             sink: sink.clone(),
             url: url.clone(),
@@ -327,7 +329,12 @@ pub fn sink_address(config: &Config, name: &str) -> Result<SinkAddress, String> 
             let url = address(end.url.expose(), end.password.as_ref());
             Ok(SinkAddress::Postgres(url.map_err(|error| format!("sink \"{name}\": url {error}"))?))
         }
-        SinkEnd::ClickHouse(_) => Err(format!("sink \"{name}\": ClickHouse is not supported by this build")),
+        SinkEnd::ClickHouse(end) => {
+            let address = Address::parse(end.url.expose()).map_err(|error| format!("sink \"{name}\": url {error}"))?;
+            let address = Address { password: end.password.clone().or(address.password), ..address };
+            let topology = end.cluster.clone().map_or(Topology::Single, Topology::Cluster);
+            Ok(SinkAddress::ClickHouse(address, topology))
+        }
     }
 }
 

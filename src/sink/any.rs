@@ -1,7 +1,14 @@
 //! The closed set of sinks behind one face: what appliers, copies and the start-up ask of any of them.
 
+use std::sync::Arc;
+
 use tokio_postgres::Client;
 
+use super::clickhouse::address::Address;
+use super::clickhouse::ddl::{Topology, state_schema};
+use super::clickhouse::error::ClickHouseError;
+use super::clickhouse::state::TableRow;
+use super::clickhouse::{ClickHouseSink, http, state as clickhouse};
 use super::postgres::{PostgresSink, SinkSetup, state};
 use super::state::{StoredCheckpoint, StoredTable, TableState};
 use super::{ApplyError, Durable};
@@ -18,11 +25,13 @@ use crate::postgres::url::PgUrl;
 #[derive(Clone)]
 pub enum SinkAddress {
     Postgres(PgUrl),
+    ClickHouse(Address, Topology),
 }
 
 /// A session with what a sink remembers: checkpoints and table states. Errors are text without secrets or row values.
 pub enum SinkSession {
     Postgres(Client),
+    ClickHouse(Arc<http::Client>, Topology),
 }
 
 impl SinkAddress {
@@ -39,6 +48,12 @@ impl SinkAddress {
                 durable.map_err(|error| describe(&error))?;
                 Ok(SinkSession::Postgres(connection.client))
             }
+            SinkAddress::ClickHouse(address, topology) => {
+                let client = http::Client::new(address.clone()).map_err(text)?;
+                // Nothing is connected to before the first statement.
+                client.execute("SELECT 1").await.map_err(text)?;
+                Ok(SinkSession::ClickHouse(Arc::new(client), topology.clone()))
+            }
         }
     }
 }
@@ -54,6 +69,14 @@ impl SinkSession {
                 }
                 Ok(())
             }
+            SinkSession::ClickHouse(client, topology) => {
+                if !clickhouse::has_schema(client).await.map_err(text)? {
+                    for statement in state_schema(topology) {
+                        client.execute(&statement).await.map_err(text)?;
+                    }
+                }
+                Ok(())
+            }
         }
     }
 
@@ -61,6 +84,7 @@ impl SinkSession {
     pub async fn has_state(&self) -> Result<bool, String> {
         match self {
             SinkSession::Postgres(client) => state::has_schema(client).await.map_err(|error| describe(&error)),
+            SinkSession::ClickHouse(client, _) => clickhouse::has_schema(client).await.map_err(text),
         }
     }
 
@@ -69,12 +93,14 @@ impl SinkSession {
             SinkSession::Postgres(client) => {
                 state::read_checkpoint(client, source).await.map_err(|error| describe(&error))
             }
+            SinkSession::ClickHouse(client, _) => clickhouse::read_checkpoint(client, source).await.map_err(text),
         }
     }
 
     pub async fn read_tables(&self, source: &str) -> Result<Vec<StoredTable>, String> {
         match self {
             SinkSession::Postgres(client) => state::read_tables(client, source).await.map_err(|error| describe(&error)),
+            SinkSession::ClickHouse(client, _) => clickhouse::read_tables(client, source).await.map_err(text),
         }
     }
 
@@ -84,6 +110,9 @@ impl SinkSession {
             SinkSession::Postgres(client) => {
                 state::create_checkpoint(client, source, at, identity).await.map_err(|error| describe(&error))
             }
+            SinkSession::ClickHouse(client, _) => {
+                clickhouse::create_checkpoint(client, source, at, identity).await.map_err(text)
+            }
         }
     }
 
@@ -92,6 +121,9 @@ impl SinkSession {
         match self {
             SinkSession::Postgres(client) => {
                 state::take_over(client, source, seen, timeline).await.map_err(|error| describe(&error))
+            }
+            SinkSession::ClickHouse(client, _) => {
+                clickhouse::take_over(client, source, seen, timeline).await.map_err(text)
             }
         }
     }
@@ -110,13 +142,34 @@ impl SinkSession {
                 let written = state::write_table(client, source, origin, target, table, Lsn::ZERO, reason);
                 written.await.map_err(|error| describe(&error))
             }
+            SinkSession::ClickHouse(client, _) => {
+                let row = TableRow {
+                    source,
+                    target,
+                    origin,
+                    state: table,
+                    lsn: Lsn::ZERO,
+                    until: Lsn::ZERO,
+                    rows: 0,
+                    was_empty: false,
+                    reason,
+                    epoch: 0,
+                };
+                clickhouse::write_table(client, &row).await.map_err(text)
+            }
         }
     }
 
     /// The session becomes the sink that applies batches.
-    pub fn into_sink(self, setup: SinkSetup) -> AnySink {
+    ///
+    /// # Errors
+    /// A plan does not fit its target any more.
+    pub fn into_sink(self, setup: SinkSetup) -> Result<AnySink, String> {
         match self {
-            SinkSession::Postgres(client) => AnySink::Postgres(Box::new(PostgresSink::new(client, setup))),
+            SinkSession::Postgres(client) => Ok(AnySink::Postgres(Box::new(PostgresSink::new(client, setup)))),
+            SinkSession::ClickHouse(client, _) => {
+                Ok(AnySink::ClickHouse(Box::new(ClickHouseSink::new(client, setup)?)))
+            }
         }
     }
 }
@@ -124,6 +177,11 @@ impl SinkSession {
 /// A sink that applies one source's batches.
 pub enum AnySink {
     Postgres(Box<PostgresSink>),
+    ClickHouse(Box<ClickHouseSink>),
+}
+
+fn text(error: ClickHouseError) -> String {
+    error.to_string()
 }
 
 impl AnySink {
@@ -134,6 +192,7 @@ impl AnySink {
     pub async fn apply(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {
         match self {
             AnySink::Postgres(sink) => sink.apply(batch).await,
+            AnySink::ClickHouse(sink) => sink.apply(batch).await,
         }
     }
 
@@ -144,6 +203,8 @@ impl AnySink {
     pub async fn begin(&mut self) -> Result<(), ApplyError> {
         match self {
             AnySink::Postgres(sink) => sink.begin().await,
+            // Its rows say by their versions what they are worth; nothing is held back.
+            AnySink::ClickHouse(_) => Ok(()),
         }
     }
 
@@ -151,6 +212,7 @@ impl AnySink {
     pub fn durable(&self) -> Durable {
         match self {
             AnySink::Postgres(sink) => sink.durable(),
+            AnySink::ClickHouse(sink) => sink.durable(),
         }
     }
 
@@ -158,6 +220,8 @@ impl AnySink {
     pub fn merge_inserts(&mut self, plan_index: usize) {
         match self {
             AnySink::Postgres(sink) => sink.merge_inserts(plan_index),
+            // Every insert is a merge there.
+            AnySink::ClickHouse(_) => {}
         }
     }
 
@@ -165,6 +229,7 @@ impl AnySink {
     pub fn set_tolerant(&mut self, plan_index: usize, tolerant: bool) {
         match self {
             AnySink::Postgres(sink) => sink.set_tolerant(plan_index, tolerant),
+            AnySink::ClickHouse(sink) => sink.set_tolerant(plan_index, tolerant),
         }
     }
 
@@ -174,6 +239,7 @@ impl AnySink {
             AnySink::Postgres(sink) => {
                 state::write_joined(sink.client(), source, targets).await.map_err(|error| describe(&error))
             }
+            AnySink::ClickHouse(sink) => clickhouse::write_joined(sink.client(), source, targets).await.map_err(text),
         }
     }
 
@@ -183,6 +249,7 @@ impl AnySink {
             AnySink::Postgres(sink) => {
                 state::write_streaming(sink.client(), source, target).await.map_err(|error| describe(&error))
             }
+            AnySink::ClickHouse(sink) => clickhouse::write_streaming(sink.client(), source, target).await.map_err(text),
         }
     }
 
@@ -190,6 +257,7 @@ impl AnySink {
     pub async fn forget_views(&self) -> Result<(), String> {
         match self {
             AnySink::Postgres(sink) => state::forget_views(sink.client()).await.map_err(|error| describe(&error)),
+            AnySink::ClickHouse(sink) => clickhouse::forget_views(sink.client()).await.map_err(text),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! bytes in hexadecimal, `\x…`, as `bytea` does.
 
 pub mod calendar;
+pub mod clickhouse;
 mod numeric;
 mod time;
 

@@ -74,15 +74,14 @@ fn settings_are_read_with_their_units() {
 #[test]
 fn a_clickhouse_sink_has_its_address_and_its_own_batch_sizes() {
     let text = format!(
-        "{SMALLEST}[sink.ch]\nkind = \"clickhouse\"\nurl = \"https://ch.internal:8443\"\nuser = \"w\"\n\
-         cluster = \"main\"\nca_file = \"ca.pem\"\n"
+        "{SMALLEST}[sink.ch]\nkind = \"clickhouse\"\nurl = \"https://w@ch.internal:8443\"\n\
+         cluster = \"main\"\n"
     );
     let config = parse(&text, &[]).unwrap_or_else(|findings| panic!("{}", findings.render(false)));
     let sink = &config.sinks["ch"];
     let SinkEnd::ClickHouse(end) = &sink.end else { panic!("{sink:?}") };
-    assert_eq!((end.url.expose(), end.user.as_deref()), ("https://ch.internal:8443", Some("w")));
+    assert_eq!(end.url.expose(), "https://w@ch.internal:8443");
     assert_eq!((end.cluster.as_deref(), end.password.is_none()), (Some("main"), true));
-    assert!(end.ca_file.as_ref().is_some_and(|path| path.ends_with("ca.pem")), "{end:?}");
     assert_eq!((sink.batch_rows_max, sink.batch_bytes_max), (500_000, 32 << 20));
 }
 

@@ -16,6 +16,7 @@ use tailwater::lsn::Lsn;
 use tailwater::mapping::plan::{DeleteMode, Input, InputFrom, Mode, Output, OutputFrom, Plan};
 use tailwater::sink::postgres::state::{self, read_checkpoint};
 use tailwater::sink::postgres::{PostgresSink, SinkSetup};
+use tailwater::value::clickhouse::types::OnOverflow;
 use tokio_postgres::Client;
 
 use crate::support::cluster::Cluster;
@@ -48,6 +49,8 @@ fn input(&(name, stage_type, stage_type_oid, nested, toastable): &Described) -> 
         nested,
         toastable,
         mask: None,
+        source_type: None,
+        on_overflow: OnOverflow::Error,
     }
 }
 
@@ -358,6 +361,7 @@ async fn sink(cluster: &Cluster, plans: &[Arc<Plan>]) -> Result<PostgresSink> {
         plans: plans.to_vec(),
         epoch: stored.epoch,
         checkpoint: stored.checkpoint,
+        identity: stored.identity,
         mask_key: Arc::from(&b"salt"[..]),
     };
     Ok(PostgresSink::new(client, setup))

@@ -9,6 +9,7 @@ use crate::batch::{Batch, Entry, Net, TableBatch};
 use crate::catalog::TableName;
 use crate::mapping::plan::{DeleteMode, Input, InputFrom, Mode, Output, OutputFrom, Plan};
 use crate::tuple::Cell;
+use crate::value::clickhouse::types::OnOverflow;
 
 /// Inputs in an order that is not the wire's.
 const INPUTS: [&str; 5] = ["k", "l", "a", "b", "number"];
@@ -22,6 +23,8 @@ pub fn plan(mode: Mode, delete: DeleteMode) -> Plan {
         nested: false,
         toastable: matches!(*name, "a" | "b"),
         mask: None,
+        source_type: None,
+        on_overflow: OnOverflow::Error,
     };
     let output = |(input, name): (usize, &&str)| Output {
         column: (*name).to_owned(),

@@ -20,7 +20,7 @@ const COMMON_KEYS: [&str; 9] = [
     "batch_bytes_max",
     "idle_record",
 ];
-const CLICKHOUSE_KEYS: [&str; 3] = ["user", "cluster", "ca_file"];
+const CLICKHOUSE_KEYS: [&str; 1] = ["cluster"];
 
 /// A kind of sink that has a place in the configuration.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,12 +75,11 @@ impl Read {
     }
 
     fn clickhouse(&mut self, header: &Entry, section: &[Entry]) -> Option<ClickHouseEnd> {
-        let mut text = |key: &str| find(section, key).and_then(|entry| self.reader.string(entry)).map(str::to_owned);
-        let (user, cluster, ca_file) = (text("user"), text("cluster"), text("ca_file"));
+        let cluster = find(section, "cluster").and_then(|entry| self.reader.string(entry)).map(str::to_owned);
         let password = self.secret(section, "password", &header.origin);
-        let example = "http://host:8123";
+        let example = "https://user@host:8443";
         let url = self.address(header, section, example, "\"http://\" or \"https://\"", Address::http)?;
-        Some(ClickHouseEnd { url, user, password, cluster, ca_file: ca_file.map(|path| self.base.join(path)) })
+        Some(ClickHouseEnd { url, password, cluster })
     }
 
     pub(super) fn url(&mut self, header: &Entry, section: &[Entry]) -> Option<Secret> {

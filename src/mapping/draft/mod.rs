@@ -10,6 +10,7 @@ use super::syntax_column::did_you_mean;
 use super::types;
 use crate::catalog::{Column, Table, TypeKind};
 use crate::diagnostic::{Finding, Findings};
+use crate::value::clickhouse::types::OnOverflow;
 
 mod key;
 mod toast;
@@ -90,6 +91,11 @@ impl<'a> Draft<'a> {
         self.mapping.mask.iter().find(|(name, _)| name.value == column.name).map(|(_, mask)| *mask)
     }
 
+    pub fn on_overflow(&self, column: &Column) -> OnOverflow {
+        let policy = self.mapping.on_overflow.iter().find(|(name, _)| name.value == column.name);
+        policy.map(|(_, policy)| *policy).unwrap_or_default()
+    }
+
     /// Type in which a source column is carried, without modifier. `text` stands in for what has no binary form, for
     /// enums, whose binary form is their text, and for hashes.
     pub fn stage_type(&self, column: &Column) -> String {
@@ -112,13 +118,18 @@ impl<'a> Drafting<'a> {
         self.found.push(finding.at(&self.file.file, span));
     }
 
-    /// `rename`, `exclude` and `mask` name columns of the source.
+    /// `rename`, `exclude`, `mask` and `on_overflow` name columns of the source.
     fn lists(&mut self) {
         let mapping = self.mapping;
         for name in &mapping.exclude {
             self.named_column(&name.value, name.span.clone());
         }
-        let kept = mapping.rename.iter().map(|(name, _)| name).chain(mapping.mask.iter().map(|(name, _)| name));
+        let kept = mapping
+            .rename
+            .iter()
+            .map(|(name, _)| name)
+            .chain(mapping.mask.iter().map(|(name, _)| name))
+            .chain(mapping.on_overflow.iter().map(|(name, _)| name));
         for name in kept {
             self.column(&name.value, name.span.clone());
         }

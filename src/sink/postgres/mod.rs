@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, SourceIdentity};
 use crate::mapping::plan::Plan;
 use crate::retry::Retry;
 use crate::sink::{ApplyError, Durable};
@@ -85,6 +85,7 @@ pub struct SinkSetup {
     pub plans: Vec<Arc<Plan>>,
     pub epoch: i64,
     pub checkpoint: Checkpoint,
+    pub identity: SourceIdentity,
     pub mask_key: Arc<[u8]>,
 }
 

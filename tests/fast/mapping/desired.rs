@@ -1,7 +1,7 @@
 //! Target tables that are to be created.
 
 use tailwater::catalog::TypeKind;
-use tailwater::mapping::desired::{ddl, desired_tables};
+use tailwater::mapping::desired::{Desired, ddl, desired_tables};
 use tailwater::mapping::resolve::{Live, resolve};
 
 use super::{config, full, headed, live, parse, table, with};
@@ -31,7 +31,7 @@ fn ends() -> Live {
 
 #[test]
 fn ddl_creates_what_mappings_describe() {
-    let (tables, findings) = desired_tables(&config(), &[parse(&headed(MAPPING))], &ends());
+    let (Desired { tables, .. }, findings) = desired_tables(&config(), &[parse(&headed(MAPPING))], &ends());
     assert!(findings.0.is_empty(), "{}", findings.render(false));
     let expected = "\
 CREATE SCHEMA IF NOT EXISTS \"dwh\";
@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS \"dwh\".\"log\" (
 fn a_table_without_a_key_gets_none() {
     let mapping = "[table.\"dwh.log\"]\nfrom = \"public.log\"\ncolumns = \"*\"\n";
     let ends = live(vec![full(table("public.log", &["id integer!", "doc json"], &[]))], Vec::new());
-    let (tables, findings) = desired_tables(&config(), &[parse(&headed(mapping))], &ends);
+    let (Desired { tables, .. }, findings) = desired_tables(&config(), &[parse(&headed(mapping))], &ends);
     assert!(findings.0.is_empty(), "{}", findings.render(false));
     assert!(tables[0].primary_key.is_empty());
     let ends = Live { assume: tables, ..ends };
@@ -72,7 +72,7 @@ fn a_table_without_a_key_gets_none() {
 fn plans_can_be_made_before_tables_are() {
     let mut ends = ends();
     let file = parse(&headed(MAPPING));
-    let (tables, _) = desired_tables(&config(), std::slice::from_ref(&file), &ends);
+    let (Desired { tables, .. }, _) = desired_tables(&config(), std::slice::from_ref(&file), &ends);
     assert!(resolve(&config(), std::slice::from_ref(&file), &ends).1.has_errors(), "they are not there yet");
     ends.assume = tables;
     let (resolved, findings) = resolve(&config(), &[file], &ends);
@@ -85,14 +85,14 @@ fn tables_that_exist_are_not_desired() {
     let mut ends = ends();
     let existing = table("dwh.log", &["id integer"], &[]);
     ends.sinks.get_mut("warehouse").expect("present").catalog.tables.push(existing);
-    let (tables, _) = desired_tables(&config(), &[parse(&headed(MAPPING))], &ends);
+    let (Desired { tables, .. }, _) = desired_tables(&config(), &[parse(&headed(MAPPING))], &ends);
     assert_eq!(tables.iter().map(|table| table.target.name.as_str()).collect::<Vec<_>>(), ["d_course"]);
 }
 
 #[test]
 fn an_expression_without_type_cannot_be_created() {
     let text = headed(&MAPPING.replace(", type = \"boolean\"", ""));
-    let (tables, findings) = desired_tables(&config(), &[parse(&text)], &ends());
+    let (Desired { tables, .. }, findings) = desired_tables(&config(), &[parse(&text)], &ends());
     let rendered = findings.render(false);
     assert!(rendered.contains("the type of column \"demo\" is not known before it exists"), "{rendered}");
     assert_eq!(tables.len(), 1);

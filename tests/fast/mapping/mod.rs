@@ -66,6 +66,7 @@ fn live(source: Vec<Table>, sink: Vec<Table>) -> Live {
     Live {
         sources: BTreeMap::from([("lms".to_owned(), source)]),
         sinks: BTreeMap::from([("warehouse".to_owned(), sink)]),
+        clickhouse: BTreeMap::new(),
         assume: Vec::new(),
     }
 }

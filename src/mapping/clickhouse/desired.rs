@@ -1,0 +1,76 @@
+//! The target tables that mappings ask ClickHouse for.
+
+use super::build::meta_type;
+use super::{ClickHouseColumn, ClickHouseTable, DELETED_COLUMN, VERSION_COLUMN};
+use crate::diagnostic::{Finding, Findings};
+use crate::mapping::draft::{Draft, DraftColumn, DraftFrom};
+use crate::value::clickhouse::types::{ColumnType, SourceType, column_type};
+
+/// The table as its catalog would show it once created.
+pub(in crate::mapping) fn desired(draft: &Draft<'_>, findings: &mut Findings) -> Option<ClickHouseTable> {
+    let mut columns = Vec::new();
+    let mut complete = true;
+    for (position, column) in draft.columns.iter().enumerate() {
+        let Some(type_name) = type_name(draft, position, column) else {
+            complete = false;
+            let message = format!("the type of column \"{}\" is not known before it exists", column.target);
+            let finding = Finding::error("missing-type", message).at(&draft.file.file, column.span.clone());
+            findings.push(finding.hint("say it: `{ sql = \"…\", type = \"UInt8\" }`, or create the table yourself."));
+            continue;
+        };
+        columns.push(ClickHouseColumn { name: column.target.clone(), type_name, default_kind: String::new() });
+    }
+    let mut own = |name: &str, type_name: &str, default_kind: &str| {
+        columns.push(ClickHouseColumn {
+            name: name.to_owned(),
+            type_name: type_name.to_owned(),
+            default_kind: default_kind.to_owned(),
+        });
+    };
+    if let Some(deleted) = &draft.mapping.deleted_column {
+        own(&deleted.value, "Bool", "DEFAULT");
+    }
+    own(VERSION_COLUMN, "UInt128", "");
+    own(DELETED_COLUMN, "UInt8", "");
+    complete.then(|| ClickHouseTable {
+        name: draft.mapping.target.value.clone(),
+        engine: "ReplacingMergeTree".to_owned(),
+        is_versioned: true,
+        sorting_key: draft.key.iter().map(|key| draft.columns[*key].target.clone()).collect(),
+        columns,
+        is_refreshable: false,
+        query: String::new(),
+    })
+}
+
+fn type_name(draft: &Draft<'_>, position: usize, column: &DraftColumn<'_>) -> Option<String> {
+    if let Some(declared) = column.declared_type {
+        return Some(declared.value.clone());
+    }
+    let in_key = draft.key.contains(&position);
+    match &column.from {
+        DraftFrom::Column(from) => {
+            let nullable = !from.not_null && !in_key;
+            let natural = match draft.mask(from) {
+                Some(_) if nullable => ColumnType::Nullable(Box::new(ColumnType::String)),
+                Some(_) => ColumnType::String,
+                None => column_type(&SourceType::of(from), nullable, draft.on_overflow(from)),
+            };
+            Some(natural.to_string())
+        }
+        DraftFrom::Meta(meta) => Some(meta_type(*meta).to_owned()),
+        DraftFrom::Value(literal) => Some(
+            match literal.natural_type {
+                "bigint" => "Int64",
+                "double precision" => "Float64",
+                "boolean" => "Bool",
+                "date" => "Date32",
+                "timestamp without time zone" | "timestamp with time zone" => "DateTime64(6, 'UTC')",
+                _ => "String",
+            }
+            .to_owned(),
+        ),
+        DraftFrom::Json { .. } => Some("Nullable(String)".to_owned()),
+        DraftFrom::Sql { .. } => None,
+    }
+}

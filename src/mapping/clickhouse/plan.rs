@@ -1,0 +1,203 @@
+//! A draft against ClickHouse: does the target take what the mapping gives it? If so, the plan.
+
+use std::ops::Range;
+
+use super::build::Build;
+use super::{ClickHouseTable, DELETED_COLUMN, LiveClickHouse, VERSION_COLUMN};
+use crate::diagnostic::{Finding, Findings};
+use crate::mapping::draft::{Draft, DraftColumn, DraftFrom};
+use crate::mapping::plan::{Mode, Plan, ViewPlan};
+use crate::mapping::syntax::{MappingFile, ViewMapping};
+use crate::mapping::syntax_column::did_you_mean;
+use crate::mapping::target::Ends;
+use crate::value::clickhouse::rowbinary::Encoder;
+use crate::value::clickhouse::types::{ColumnType, SourceType};
+
+/// The plan, or findings why there is none.
+pub(in crate::mapping) fn plan(
+    draft: &Draft<'_>,
+    ends: Ends<'_>,
+    sink: &LiveClickHouse,
+    findings: &mut Findings,
+) -> Option<Plan> {
+    let mut check = Check { draft, ends, found: Findings::default() };
+    let plan = check.table(sink).and_then(|table| {
+        check.mode();
+        check.engine(table);
+        check.columns(table);
+        check.key(table);
+        check.deleted_column(table);
+        (!check.found.has_errors()).then(|| Build::plan(draft, ends, table))
+    });
+    findings.0.extend(check.found.0);
+    plan
+}
+
+struct Check<'d, 'a> {
+    draft: &'d Draft<'a>,
+    ends: Ends<'d>,
+    found: Findings,
+}
+
+impl Check<'_, '_> {
+    fn report(&mut self, span: &Range<usize>, finding: Finding) {
+        self.found.push(finding.at(&self.draft.file.file, span.clone()));
+    }
+
+    fn table<'t>(&mut self, sink: &'t LiveClickHouse) -> Option<&'t ClickHouseTable> {
+        let target = &self.draft.mapping.target;
+        let found = sink.table(&target.value);
+        if found.is_none() {
+            let message = format!("table \"{}\" does not exist in sink \"{}\"", target.value, self.ends.sink);
+            let names: Vec<String> = sink.tables.iter().map(|table| table.name.to_string()).collect();
+            let near = did_you_mean(&target.value.to_string(), names.iter().map(String::as_str));
+            let near = near.map(|near| format!("{near} ")).unwrap_or_default();
+            let hint =
+                format!("{near}`tailwater setup --create-targets` creates it, `tailwater schema ddl` shows how.");
+            self.report(&target.span, Finding::error("unknown-target", message).hint(hint));
+        }
+        found
+    }
+
+    /// What only a table that can be changed in place could do.
+    fn mode(&mut self) {
+        let span = self.draft.mapping.target.span.clone();
+        let what = match self.draft.mapping.mode {
+            Mode::Upsert if self.draft.is_multiset() => "a table without a key",
+            Mode::Upsert => return,
+            Mode::Append => "mode \"append\"",
+            Mode::InsertNew => "mode \"insert_new\"",
+        };
+        let message = format!("{what} is not supported by sink \"{}\", which is ClickHouse", self.ends.sink);
+        let hint = "rows are told apart by their key there: give one, and mode \"upsert\".";
+        self.report(&span, Finding::error("unsupported-mode", message).hint(hint));
+    }
+
+    fn engine(&mut self, table: &ClickHouseTable) {
+        let span = self.draft.mapping.target.span.clone();
+        if !table.engine.ends_with("ReplacingMergeTree") || !table.is_versioned {
+            let message =
+                format!("table \"{}\" is not a ReplacingMergeTree({VERSION_COLUMN}, {DELETED_COLUMN})", table.name);
+            let hint = "`tailwater schema ddl` shows how it is created.";
+            self.report(&span, Finding::error("wrong-engine", message).hint(hint));
+        }
+        for (name, wanted) in [(VERSION_COLUMN, "UInt128"), (DELETED_COLUMN, "UInt8")] {
+            if table.column(name).is_none_or(|column| column.type_name != wanted) {
+                let message = format!("table \"{}\" has no column \"{name}\" of type {wanted}", table.name);
+                self.report(&span, Finding::error("unknown-column", message));
+            }
+        }
+    }
+
+    fn columns(&mut self, table: &ClickHouseTable) {
+        for column in &self.draft.columns {
+            let Some(target) = table.column(&column.target) else {
+                self.missing_column(column, table);
+                continue;
+            };
+            if matches!(target.default_kind.as_str(), "MATERIALIZED" | "ALIAS") {
+                let message = format!("column \"{}\" of \"{}\" is {}", target.name, table.name, target.default_kind);
+                let finding = Finding::error("generated-column", message).label("cannot be written");
+                let hint = if column.starred { "add it to `exclude`." } else { "remove it." };
+                self.report(&column.span, finding.hint(hint));
+            }
+            self.type_fits(column, &ColumnType::parse(&target.type_name));
+        }
+    }
+
+    fn missing_column(&mut self, column: &DraftColumn<'_>, table: &ClickHouseTable) {
+        let message = format!("column \"{}\" does not exist in target \"{}\"", column.target, table.name);
+        let finding = Finding::error("unknown-column", message).label("no such column at the sink");
+        let free = table.columns.iter().map(|column| column.name.as_str());
+        let free = free.filter(|name| !self.draft.columns.iter().any(|column| column.target == *name));
+        let hint = did_you_mean(&column.target, free).unwrap_or_else(|| match column.starred {
+            true => "add it to the target, or `rename` or `exclude` it.".to_owned(),
+            false => "add it to the target, or remove it.".to_owned(),
+        });
+        self.report(&column.span, finding.hint(hint));
+    }
+
+    fn type_fits(&mut self, column: &DraftColumn<'_>, target: &ColumnType) {
+        let DraftFrom::Column(from) = &column.from else { return };
+        let source = SourceType::of(from);
+        let is_masked = self.draft.mask(from).is_some();
+        let pair = Encoder::new(&source, target, self.draft.on_overflow(from));
+        if is_masked && *target.bare() != ColumnType::String || !is_masked && pair.is_err() {
+            let sent = if is_masked { "a hash, which is text" } else { &from.type_name };
+            let message = format!("column \"{}\" is {target}, and cannot take {sent}", column.target);
+            let hint = format!("change the target's type, or convert: `{} = {{ sql = \"…\" }}`.", column.target);
+            self.report(&column.span, Finding::error("incompatible-type", message).hint(hint));
+        } else if !from.not_null && !target.is_nullable() && !self.draft_key_has(column) {
+            let message = format!("column \"{}\" may be NULL at the source, and is {target}", column.target);
+            let hint = format!("make it Nullable({target}), or convert: `{} = {{ sql = \"…\" }}`.", column.target);
+            self.report(&column.span, Finding::warning("nullable-column", message).hint(hint));
+        }
+    }
+
+    fn draft_key_has(&self, column: &DraftColumn<'_>) -> bool {
+        self.draft.key.iter().any(|key| self.draft.columns[*key].target == column.target)
+    }
+
+    /// Rows of a key replace each other by the sorting key, so it must be the mapping's.
+    fn key(&mut self, table: &ClickHouseTable) {
+        let draft = self.draft;
+        let key: Vec<&str> = draft.key.iter().map(|key| draft.columns[*key].target.as_str()).collect();
+        let is_same = key.len() == table.sorting_key.len()
+            && key.iter().all(|name| table.sorting_key.iter().any(|by| by == name));
+        if !is_same && !key.is_empty() {
+            let message = format!(
+                "table \"{}\" is ordered by ({}), the mapping's key is ({})",
+                table.name,
+                table.sorting_key.join(", "),
+                key.join(", ")
+            );
+            let finding = Finding::error("wrong-key", message).label("rows replace each other by the sorting key");
+            self.report(&draft.key_span, finding.hint("`tailwater schema ddl` shows how the table is created."));
+        }
+        for name in key {
+            let Some(column) = table.column(name) else { continue };
+            let column_type = ColumnType::parse(&column.type_name);
+            if column_type.is_float() || column_type.is_nullable() {
+                let message =
+                    format!("key column \"{name}\" is {column_type}: equal keys may not be found to be equal");
+                self.report(&draft.key_span, Finding::error("bad-key", message));
+            }
+        }
+    }
+
+    fn deleted_column(&mut self, table: &ClickHouseTable) {
+        let Some(deleted) = &self.draft.mapping.deleted_column else { return };
+        let fits = |name: &str| matches!(name, "Bool" | "UInt8");
+        if table.column(&deleted.value).is_none_or(|column| !fits(&column.type_name)) {
+            let message = format!("target \"{}\" has no column \"{}\" of type Bool", table.name, deleted.value);
+            self.report(&deleted.span, Finding::error("unknown-column", message));
+        }
+    }
+}
+
+/// A view to refresh, or findings why it cannot be.
+pub(in crate::mapping) fn view_plan(
+    file: &MappingFile,
+    mapping: &ViewMapping,
+    sink: &str,
+    end: &LiveClickHouse,
+    findings: &mut Findings,
+) -> Option<ViewPlan> {
+    let name = &mapping.view.value;
+    let mut report = |finding: Finding| findings.push(finding.at(&file.file, mapping.view.span.clone()));
+    let Some(view) = end.table(name) else {
+        let message = format!("materialized view \"{name}\" does not exist in sink \"{sink}\"");
+        let names: Vec<String> = end.tables.iter().map(|table| table.name.to_string()).collect();
+        let hint = did_you_mean(&name.to_string(), names.iter().map(String::as_str));
+        let hint = hint.unwrap_or_else(|| "create it with a REFRESH clause.".to_owned());
+        report(Finding::error("unknown-view", message).hint(hint));
+        return None;
+    };
+    if !view.is_refreshable {
+        let message = format!("\"{name}\" of sink \"{sink}\" is not a refreshable materialized view");
+        let hint = "create it with `REFRESH EVERY 1 YEAR`, say: the daemon refreshes it by event.";
+        report(Finding::error("not-a-view", message).hint(hint));
+        return None;
+    }
+    Some(ViewPlan { sink: sink.to_owned(), view: name.clone(), refresh: mapping.refresh, every: mapping.every })
+}

@@ -1,0 +1,249 @@
+//! Applying a batch: one insert a table, more only where rows want the target's help; then the checkpoint.
+//!
+//! Order matters only for rows that the target completes: they read what was there before the batch, so they go first, and
+//! tombstones, which may hide where they read, go after them. Everything may be done again from any point: a row that comes
+//! a second time has the same version.
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+
+use super::encode::{RowError, RowMeta, version};
+use super::error::ClickHouseError;
+use super::{ClickHouseSink, Table};
+use crate::batch::{Batch, BatchEnd, Entry, Net, TableBatch};
+use crate::mapping::plan::DeleteMode;
+use crate::retry::Retry;
+use crate::sink::{ApplyError, Durable};
+use crate::tuple::Cell;
+
+/// What a batch does to one table, as bodies of inserts.
+#[derive(Default)]
+struct Work {
+    /// Rows that the target completes.
+    holes: Body,
+    /// Keys of rows that are marked as deleted: those that the target holds, and those that this batch brings.
+    marks: Body,
+    late_marks: Body,
+    /// Whole rows, and tombstones where they may stand among them.
+    rows: Body,
+    tombstones: Body,
+    coerced: u64,
+}
+
+#[derive(Default)]
+struct Body {
+    bytes: Vec<u8>,
+    rows: u64,
+}
+
+impl ClickHouseSink {
+    /// Applies a batch; `None` for a part of a larger transaction, which has no checkpoint.
+    ///
+    /// # Errors
+    /// See [`ApplyError`]. What was written before the error stays and does no harm.
+    pub async fn apply(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {
+        try_join_all(batch.tables.iter().map(|table| self.apply_table(batch, table))).await?;
+        let BatchEnd::Commit(checkpoint) = batch.end else { return Ok(None) };
+        assert!(checkpoint.end_lsn >= self.checkpoint.end_lsn, "checkpoint goes back to {}", checkpoint.end_lsn);
+        self.write_checkpoint(checkpoint).await?;
+        Ok(Some(Durable::new(&self.name, checkpoint)))
+    }
+
+    async fn apply_table(&self, batch: &Batch, batched: &TableBatch) -> Result<(), ApplyError> {
+        let plan_index = batched.plan_index;
+        let table = &self.tables[plan_index];
+        let at_table = |error: ClickHouseError| at_table(plan_index, &error);
+        if let Some(position) = batched.truncate {
+            let softly = batched.plan.delete == DeleteMode::Soft;
+            let sql = table.statements.truncate(version(position), softly);
+            self.client.execute(&sql).await.map_err(at_table)?;
+        }
+        let work = table.work(batch, batched).map_err(|error| ApplyError::Table {
+            plan_index,
+            code: None,
+            message: error.to_string(),
+        })?;
+        let stage = &table.statements.stage;
+        let complete = if self.is_tolerant[plan_index] { &stage.complete_tolerant } else { &stage.complete };
+        self.through_stage(table, &stage.fill, work.holes, complete).await.map_err(at_table)?;
+        self.through_stage(table, &stage.fill_keys, work.marks, &stage.mark).await.map_err(at_table)?;
+        self.insert(&table.statements.write, work.rows).await.map_err(at_table)?;
+        self.through_stage(table, &stage.fill_keys, work.late_marks, &stage.mark).await.map_err(at_table)?;
+        self.insert(&table.statements.bury, work.tombstones).await.map_err(at_table)
+    }
+
+    async fn insert(&self, sql: &str, body: Body) -> Result<(), ClickHouseError> {
+        if body.rows == 0 {
+            return Ok(());
+        }
+        let summary = self.client.insert(sql, Bytes::from(body.bytes), &[]).await?;
+        summary.has_written(body.rows)
+    }
+
+    /// Lays rows into the session's stage and has the server take them from there.
+    async fn through_stage(&self, table: &Table, fill: &str, body: Body, then: &str) -> Result<(), ClickHouseError> {
+        if body.rows == 0 {
+            return Ok(());
+        }
+        // One statement at a time in a session.
+        let session = self.session.lock().await;
+        let settings = session.settings();
+        let stage = &table.statements.stage;
+        self.client.execute_with(&stage.create, &settings).await?;
+        self.client.execute_with(&stage.clear, &settings).await?;
+        self.client.insert(fill, Bytes::from(body.bytes), &settings).await?.has_written(body.rows)?;
+        self.client.execute_with(then, &settings).await?;
+        self.client.execute_with(&stage.clear, &settings).await
+    }
+}
+
+/// A table's rows, each taken apart once.
+struct Rows<'a> {
+    batch: &'a Batch,
+    batched: &'a TableBatch,
+    wire: Vec<Cell<'a>>,
+    open: Option<u32>,
+}
+
+impl<'a> Rows<'a> {
+    /// An input's value; `Unchanged` means that only the target has it.
+    #[inline]
+    fn cell(&mut self, row: u32, input: usize) -> Cell<'a> {
+        let (batch, batched) = (self.batch, self.batched);
+        let reference = &batched.rows[row as usize];
+        if reference.key_only {
+            return batch.cell(batched, row, input);
+        }
+        if self.open != Some(row) {
+            self.wire.clear();
+            self.wire.extend(batch.cells(reference));
+            self.open = Some(row);
+        }
+        match batched.bindings[reference.binding as usize].columns[input].map(|column| self.wire[column]) {
+            Some(Cell::Unchanged) => batch.cell(batched, row, input),
+            Some(cell) => cell,
+            // What the daemon knows is no cell.
+            None => Cell::Null,
+        }
+    }
+
+    fn version(&self, row: u32) -> u128 {
+        version(self.batch.position(&self.batched.rows[row as usize]))
+    }
+}
+
+impl Table {
+    /// Encodes a table's part of a batch.
+    fn work(&self, batch: &Batch, batched: &TableBatch) -> Result<Work, RowError> {
+        let mut work = Work::default();
+        let mut rows = Rows { batch, batched, wire: Vec::new(), open: None };
+        let softly = batched.plan.delete == DeleteMode::Soft;
+        for entry in &batched.entries {
+            match entry.net {
+                Net::Nothing => {}
+                Net::Insert | Net::Upsert => self.image(&mut rows, entry, &mut work)?,
+                Net::Tombstone => {
+                    self.image(&mut rows, entry, &mut work)?;
+                    // Above the image, and not above what may come later: the delete itself stands behind the image.
+                    self.key_row(&mut rows, entry.row, &mut work.late_marks, 1)?;
+                }
+                Net::Delete if softly => self.key_row(&mut rows, entry.row, &mut work.marks, 0)?,
+                Net::Delete | Net::MovedAway if self.statements.writes_tombstones => {
+                    self.tombstone(&mut rows, entry.row, &mut work.rows)?;
+                }
+                Net::Delete | Net::MovedAway => self.key_row(&mut rows, entry.row, &mut work.tombstones, 0)?,
+            }
+        }
+        Ok(work)
+    }
+
+    /// A new image: whole, or with what the target has to complete.
+    fn image(&self, rows: &mut Rows<'_>, entry: &Entry, work: &mut Work) -> Result<(), RowError> {
+        let row = entry.row;
+        let toastable = &self.statements.stage.toastable;
+        let may_lack = rows.batched.rows[row as usize].has_unchanged;
+        if may_lack && toastable.iter().any(|&input| rows.cell(row, input) == Cell::Unchanged) {
+            return self.row_with_holes(rows, entry, work);
+        }
+        let meta = RowMeta::of(rows.batch, rows.batched, row);
+        let out = &mut work.rows.bytes;
+        for &input in &self.statements.write_inputs {
+            work.coerced += self.encoder.put(out, input, rows.cell(row, input), &meta)?;
+        }
+        out.extend_from_slice(&rows.version(row).to_le_bytes());
+        out.push(0);
+        work.rows.rows += 1;
+        Ok(())
+    }
+
+    fn row_with_holes(&self, rows: &mut Rows<'_>, entry: &Entry, work: &mut Work) -> Result<(), RowError> {
+        let row = entry.row;
+        let toastable = &self.statements.stage.toastable;
+        let meta = RowMeta::of(rows.batch, rows.batched, row);
+        let out = &mut work.holes.bytes;
+        for input in 0..rows.batched.plan.inputs.len() {
+            match rows.cell(row, input) {
+                Cell::Unchanged if toastable.contains(&input) => self.encoder.put_default(out, input),
+                cell => work.coerced += self.encoder.put(out, input, cell, &meta)?,
+            }
+        }
+        for &input in toastable {
+            out.push(u8::from(rows.cell(row, input) == Cell::Unchanged));
+        }
+        let origin = entry.origin.unwrap_or(row);
+        for &input in &self.statements.bury_inputs {
+            work.coerced += self.encoder.put(out, input, rows.cell(origin, input), &meta)?;
+        }
+        out.extend_from_slice(&rows.version(row).to_le_bytes());
+        work.holes.rows += 1;
+        Ok(())
+    }
+
+    /// A key and a version.
+    fn key_row(&self, rows: &mut Rows<'_>, row: u32, body: &mut Body, above: u128) -> Result<(), RowError> {
+        let meta = RowMeta::of(rows.batch, rows.batched, row);
+        for &input in &self.statements.bury_inputs {
+            self.encoder.put(&mut body.bytes, input, rows.cell(row, input), &meta)?;
+        }
+        body.bytes.extend_from_slice(&(rows.version(row) + above).to_le_bytes());
+        body.rows += 1;
+        Ok(())
+    }
+
+    /// A tombstone among whole rows: only its key says something.
+    fn tombstone(&self, rows: &mut Rows<'_>, row: u32, body: &mut Body) -> Result<(), RowError> {
+        let meta = RowMeta::of(rows.batch, rows.batched, row);
+        for &input in &self.statements.write_inputs {
+            if self.statements.bury_inputs.contains(&input) {
+                self.encoder.put(&mut body.bytes, input, rows.cell(row, input), &meta)?;
+            } else {
+                self.encoder.put_default(&mut body.bytes, input);
+            }
+        }
+        body.bytes.extend_from_slice(&rows.version(row).to_le_bytes());
+        body.bytes.push(1);
+        body.rows += 1;
+        Ok(())
+    }
+}
+
+/// Authentication, rights and settings concern the sink; what else does not pass concerns the table.
+pub(super) fn at_table(plan_index: usize, error: &ClickHouseError) -> ApplyError {
+    let message = error.to_string();
+    match (error.retry(), error) {
+        (Retry::Backoff, _) => ApplyError::Transient { message },
+        (Retry::Never, ClickHouseError::Server(exception)) if !matches!(exception.code, 192..=194 | 497 | 516) => {
+            ApplyError::Table { plan_index, code: Some(exception.code.to_string()), message }
+        }
+        (Retry::Never, _) => ApplyError::Fatal { message },
+    }
+}
+
+/// An error of a statement that concerns no table.
+pub(super) fn control(error: &ClickHouseError) -> ApplyError {
+    let message = error.to_string();
+    match error.retry() {
+        Retry::Backoff => ApplyError::Transient { message },
+        Retry::Never => ApplyError::Fatal { message },
+    }
+}

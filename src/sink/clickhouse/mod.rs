@@ -1,0 +1,118 @@
+//! The ClickHouse sink: rows with a version made of the source position, so that a replay changes nothing.
+//!
+//! Delivery is at least once; of a key's rows the one with the highest version counts. The checkpoint is a row that is
+//! inserted after the data, so what comes again after a crash is what came before, with the same versions.
+
+pub mod address;
+mod apply;
+pub mod catalog;
+pub mod ddl;
+pub mod encode;
+pub mod error;
+pub mod http;
+pub mod load;
+pub mod state;
+pub mod statements;
+pub mod targets;
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::checkpoint::{Checkpoint, SourceIdentity};
+use crate::mapping::plan::Plan;
+use crate::sink::postgres::SinkSetup;
+use crate::sink::{ApplyError, Durable};
+use encode::RowEncoder;
+use http::Client;
+use statements::TableStatements;
+
+/// What one plan's rows are written by.
+struct Table {
+    encoder: RowEncoder,
+    statements: TableStatements,
+}
+
+/// A word that no other process has, as good as the keys of the standard library's hash maps.
+pub(super) fn random_word() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// A server-side session, for the temporary tables in it. One statement at a time.
+struct Session {
+    id: String,
+}
+
+impl Session {
+    fn settings(&self) -> [(&str, &str); 2] {
+        // Longer than the longest statement; the stage goes with the session.
+        [("session_id", &self.id), ("session_timeout", "900")]
+    }
+}
+
+/// Applies one source's batches.
+pub struct ClickHouseSink {
+    name: String,
+    source: String,
+    client: Arc<Client>,
+    tables: Vec<Table>,
+    is_tolerant: Vec<bool>,
+    epoch: i64,
+    checkpoint: Checkpoint,
+    identity: SourceIdentity,
+    session: Mutex<Session>,
+}
+
+impl ClickHouseSink {
+    /// A sink that stands at the checkpoint that was read from it.
+    ///
+    /// # Errors
+    /// A plan does not fit its target any more.
+    pub fn new(client: Arc<Client>, setup: SinkSetup) -> Result<ClickHouseSink, String> {
+        let table = |(number, plan): (usize, &Arc<Plan>)| {
+            let encoder = RowEncoder::new(plan, &setup.mask_key);
+            let encoder = encoder.map_err(|error| format!("table \"{}\": {error}", plan.target))?;
+            Ok(Table { encoder, statements: TableStatements::new(plan, number) })
+        };
+        let tables = setup.plans.iter().enumerate().map(table).collect::<Result<Vec<_>, String>>()?;
+        // Nobody else may find the session: its name is made of what no other has.
+        let id = format!("tailwater-{}-{}-{}-{:016x}", setup.source, setup.epoch, std::process::id(), random_word());
+        Ok(ClickHouseSink {
+            is_tolerant: vec![false; tables.len()],
+            tables,
+            name: setup.name,
+            source: setup.source,
+            client,
+            epoch: setup.epoch,
+            checkpoint: setup.checkpoint,
+            identity: setup.identity,
+            session: Mutex::new(Session { id }),
+        })
+    }
+
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// What the sink durably holds.
+    pub fn durable(&self) -> Durable {
+        Durable::new(&self.name, self.checkpoint)
+    }
+
+    /// The table may hold rows newer than the changes that come.
+    pub fn set_tolerant(&mut self, plan_index: usize, tolerant: bool) {
+        self.is_tolerant[plan_index] = tolerant;
+    }
+
+    /// Records a checkpoint, unless somebody else took the source over.
+    async fn write_checkpoint(&mut self, checkpoint: Checkpoint) -> Result<(), ApplyError> {
+        let (epoch, end_lsn) = (self.epoch, self.checkpoint.end_lsn);
+        let written = state::write_checkpoint(&self.client, &self.source, &checkpoint, &self.identity, epoch).await;
+        if !written.map_err(|error| apply::control(&error))? {
+            return Err(ApplyError::Fenced { epoch, end_lsn });
+        }
+        self.checkpoint = checkpoint;
+        Ok(())
+    }
+}

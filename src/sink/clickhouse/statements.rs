@@ -1,0 +1,393 @@
+//! The statements that write one target table of ClickHouse, made once.
+//!
+//! Whole rows and tombstones are inserted; nothing is ever changed in place. A row of which the source left large values
+//! unsent is completed from the target inside one INSERT … SELECT, which also leaves out what a crash after an earlier try
+//! has already written: reading a value from where it was only works before the row has moved.
+
+use crate::mapping::clickhouse::{DELETED_COLUMN, VERSION_COLUMN, quote_ident, quote_literal, quoted};
+use crate::mapping::plan::{InputFrom, Meta, OutputFrom, Plan};
+
+/// What every row carries beside the mapping's columns.
+const SERVICE_COLUMNS: &str = "`_version` UInt128, `_deleted` UInt8";
+
+/// One table's statements.
+#[derive(Debug)]
+pub struct TableStatements {
+    /// Inserts whole rows of `write_inputs`, version and deleted flag.
+    pub write: String,
+    pub write_inputs: Vec<usize>,
+    /// Tombstones may stand among the rows of `write`: nothing is computed from their empty columns.
+    pub writes_tombstones: bool,
+    /// Inserts tombstones of the key's inputs and a version.
+    pub bury: String,
+    pub bury_inputs: Vec<usize>,
+    pub stage: Stage,
+    /// Where the key's values of a row's old place are its key inputs as they are.
+    pub finds_origin: bool,
+    parts: Parts,
+}
+
+/// The session's table of rows that the target completes.
+#[derive(Debug)]
+pub struct Stage {
+    pub create: String,
+    pub clear: String,
+    /// Takes all inputs, a flag for each of `toastable`, the key inputs of the old place, and a version.
+    pub fill: String,
+    /// Takes the key's inputs and a version.
+    pub fill_keys: String,
+    /// Inputs that an UPDATE may leave unsent.
+    pub toastable: Vec<usize>,
+    /// Inserts the staged rows with what they lack; fails where the target lacks a row.
+    pub complete: String,
+    /// The same, but a row that the target lacks is left out: a later change removes it in any case.
+    pub complete_tolerant: String,
+    /// Marks the staged keys' rows as deleted (`delete = "soft"`).
+    pub mark: String,
+}
+
+/// What truncations are made of.
+#[derive(Debug)]
+struct Parts {
+    target: String,
+    key: String,
+    all: String,
+    /// The deleted column, quoted.
+    deleted: Option<String>,
+    own_rows: Option<String>,
+}
+
+impl TableStatements {
+    pub fn new(plan: &Plan, number: usize) -> TableStatements {
+        let writer = Writer { plan, stage: quote_ident(&format!("_tailwater_stage_{number}")) };
+        let is_direct = plan.filter.is_none()
+            && plan.deleted_column.is_none()
+            && plan.outputs.iter().all(|output| matches!(output.from, OutputFrom::Input { cast: false, .. }));
+        let bury_inputs = writer.key_reads();
+        TableStatements {
+            write: if is_direct { writer.direct() } else { writer.computed() },
+            write_inputs: if is_direct { writer.output_inputs() } else { (0..plan.inputs.len()).collect() },
+            writes_tombstones: is_direct,
+            bury: writer.bury(&bury_inputs),
+            stage: writer.stage(&bury_inputs),
+            finds_origin: plan.key.iter().all(|&key| match &plan.outputs[key].from {
+                OutputFrom::Input { cast, .. } => !cast,
+                OutputFrom::Sql { .. } => false,
+            }),
+            bury_inputs,
+            parts: writer.parts(),
+        }
+    }
+
+    /// Empties the table as of a version: newer rows stay, and older ones that come again stay dead.
+    pub fn truncate(&self, version: u128, softly: bool) -> String {
+        let Parts { target, key, all, deleted, own_rows } = &self.parts;
+        let own = own_rows.as_ref().map(|own| format!(" AND {own}")).unwrap_or_default();
+        match deleted {
+            Some(deleted) if softly => format!(
+                "INSERT INTO {target} ({all}, {deleted}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT {all}, true, \
+                 toUInt128('{version}'), 0 FROM {target} FINAL WHERE {VERSION_COLUMN} < toUInt128('{version}') \
+                 AND {DELETED_COLUMN} = 0{own}"
+            ),
+            _ => format!(
+                "INSERT INTO {target} ({key}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT {key}, toUInt128('{version}'), 1 \
+                 FROM {target} FINAL WHERE {VERSION_COLUMN} < toUInt128('{version}') AND {DELETED_COLUMN} = 0{own}"
+            ),
+        }
+    }
+
+    /// Removes what a copy that was cut short has left: all of the table, or this source's part of it.
+    pub fn clear(&self) -> String {
+        match &self.parts.own_rows {
+            Some(own) => format!("ALTER TABLE {} DELETE WHERE {own} SETTINGS mutations_sync = 2", self.parts.target),
+            None => format!("TRUNCATE TABLE {}", self.parts.target),
+        }
+    }
+
+    /// Whether the table, or this source's part of it, holds anything: one row of one number.
+    pub fn is_empty(&self) -> String {
+        let own = self.parts.own_rows.as_ref().map(|own| format!(" WHERE {own}")).unwrap_or_default();
+        format!("SELECT count() = 0 FROM (SELECT 1 FROM {}{own} LIMIT 1)", self.parts.target)
+    }
+}
+
+struct Writer<'a> {
+    plan: &'a Plan,
+    /// Quoted.
+    stage: String,
+}
+
+impl Writer<'_> {
+    fn target(&self) -> String {
+        quoted(&self.plan.target)
+    }
+
+    fn output_inputs(&self) -> Vec<usize> {
+        let input = |from: &OutputFrom| match from {
+            OutputFrom::Input { input, .. } => Some(*input),
+            OutputFrom::Sql { .. } => None,
+        };
+        self.plan.outputs.iter().filter_map(|output| input(&output.from)).collect()
+    }
+
+    /// Inputs that the key is computed from, those that only the daemon knows included.
+    fn key_reads(&self) -> Vec<usize> {
+        let mut reads: Vec<usize> = Vec::new();
+        for &key in &self.plan.key {
+            match &self.plan.outputs[key].from {
+                OutputFrom::Input { input, .. } => reads.push(*input),
+                OutputFrom::Sql { inputs, .. } => reads.extend(inputs),
+            }
+        }
+        reads.sort_unstable();
+        reads.dedup();
+        reads
+    }
+
+    fn columns(&self, outputs: impl IntoIterator<Item = usize>) -> String {
+        let names: Vec<_> = outputs.into_iter().map(|output| quote_ident(&self.plan.outputs[output].column)).collect();
+        names.join(", ")
+    }
+
+    fn all(&self) -> String {
+        self.columns(0..self.plan.outputs.len())
+    }
+
+    /// An output's value over the inputs' names.
+    fn expression(&self, output: usize) -> String {
+        let output = &self.plan.outputs[output];
+        match &output.from {
+            OutputFrom::Input { input, cast } => {
+                let name = quote_ident(&self.plan.inputs[*input].name);
+                if *cast { convert(&name, &output.target_type) } else { name }
+            }
+            OutputFrom::Sql { text, .. } => text.clone(),
+        }
+    }
+
+    /// 1 where the row does not belong into the target.
+    fn deleted(&self) -> String {
+        match &self.plan.filter {
+            Some(filter) => format!("if(ifNull(({filter}\n), 0) = 0, 1, {DELETED_COLUMN})"),
+            None => DELETED_COLUMN.to_owned(),
+        }
+    }
+
+    fn structure(&self, inputs: &[usize]) -> String {
+        let column = |&input: &usize| {
+            let input = &self.plan.inputs[input];
+            format!("{} {}", quote_ident(&input.name), input.stage_type)
+        };
+        inputs.iter().map(column).collect::<Vec<_>>().join(", ")
+    }
+
+    fn direct(&self) -> String {
+        format!("INSERT INTO {} ({}, {VERSION_COLUMN}, {DELETED_COLUMN}) FORMAT RowBinary", self.target(), self.all())
+    }
+
+    fn computed(&self) -> String {
+        let every: Vec<usize> = (0..self.plan.inputs.len()).collect();
+        let structure = format!("{}, {SERVICE_COLUMNS}", self.structure(&every));
+        let values: Vec<_> = (0..self.plan.outputs.len()).map(|output| self.expression(output)).collect();
+        let (mark_column, mark) = self.mark("false");
+        format!(
+            "INSERT INTO {} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT {}{mark}, {VERSION_COLUMN}, {} \
+             FROM input({}) FORMAT RowBinary",
+            self.target(),
+            self.all(),
+            values.join(", "),
+            self.deleted(),
+            quote_literal(&structure)
+        )
+    }
+
+    /// The deleted column and what is written into it, each with its comma.
+    fn mark(&self, value: &str) -> (String, String) {
+        match &self.plan.deleted_column {
+            Some(column) => (format!(", {}", quote_ident(column)), format!(", {value}")),
+            None => (String::new(), String::new()),
+        }
+    }
+
+    fn key(&self) -> String {
+        self.columns(self.plan.key.iter().copied())
+    }
+
+    fn key_values(&self) -> Vec<String> {
+        self.plan.key.iter().map(|&key| self.expression(key)).collect()
+    }
+
+    fn bury(&self, inputs: &[usize]) -> String {
+        format!(
+            "INSERT INTO {} ({}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT {}, {VERSION_COLUMN}, 1 FROM input({}) \
+             FORMAT RowBinary",
+            self.target(),
+            self.key(),
+            self.key_values().join(", "),
+            quote_literal(&format!("{}, `_version` UInt128", self.structure(inputs)))
+        )
+    }
+
+    fn stage(&self, key_reads: &[usize]) -> Stage {
+        let plan = self.plan;
+        let toastable: Vec<usize> = (0..plan.inputs.len()).filter(|&input| plan.inputs[input].toastable).collect();
+        let every: Vec<usize> = (0..plan.inputs.len()).collect();
+        let names = |inputs: &[usize]| -> Vec<String> {
+            inputs.iter().map(|&input| quote_ident(&plan.inputs[input].name)).collect()
+        };
+        let flags: Vec<String> = toastable.iter().map(|input| format!("`_hole_{input}`")).collect();
+        let origins: Vec<String> = key_reads.iter().map(|input| format!("`_origin_{input}`")).collect();
+        let origin_structure =
+            key_reads.iter().zip(&origins).map(|(&input, name)| format!("{name} {}", plan.inputs[input].stage_type));
+        let structure: Vec<String> = std::iter::once(self.structure(&every))
+            .chain(flags.iter().map(|flag| format!("{flag} UInt8")))
+            .chain(origin_structure)
+            .chain(["`_version` UInt128".to_owned()])
+            .collect();
+        let version = || std::iter::once("`_version`".to_owned());
+        let all_names: Vec<_> = names(&every).into_iter().chain(flags).chain(origins).chain(version()).collect();
+        let key_names: Vec<_> = names(key_reads).into_iter().chain(version()).collect();
+        let stage = &self.stage;
+        Stage {
+            create: format!("CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ({}) ENGINE = Memory", structure.join(", ")),
+            clear: format!("TRUNCATE TABLE {stage}"),
+            fill: format!("INSERT INTO {stage} ({}) FORMAT RowBinary", all_names.join(", ")),
+            fill_keys: format!("INSERT INTO {stage} ({}) FORMAT RowBinary", key_names.join(", ")),
+            complete: self.complete(&toastable, false),
+            complete_tolerant: self.complete(&toastable, true),
+            mark: self.mark_rows(),
+            toastable,
+        }
+    }
+
+    /// The target's latest state of each of some keys: `_cur` (a tuple of these outputs), `_gone`, `_found`, `_at`.
+    fn latest(&self, outputs: &[usize], keys: &str) -> String {
+        let key = self.key();
+        let columns = self.columns(outputs.iter().copied());
+        format!(
+            "SELECT {key}, argMax(tuple({columns}), {VERSION_COLUMN}) AS _cur, \
+             argMax({DELETED_COLUMN}, {VERSION_COLUMN}) AS _gone, count() AS _found, max({VERSION_COLUMN}) AS _at \
+             FROM {} WHERE ({key}) IN (SELECT {keys} FROM {}) GROUP BY {key}",
+            self.target(),
+            self.stage
+        )
+    }
+
+    /// Joins `side`, which has the key's columns, to the staged rows by these values.
+    fn join(&self, side: &str, values: &str) -> String {
+        let on = self.plan.key.iter().enumerate().map(|(place, &key)| {
+            format!("{side}.{} = s.`{values}{place}`", quote_ident(&self.plan.outputs[key].column))
+        });
+        on.collect::<Vec<_>>().join(" AND ")
+    }
+
+    fn complete(&self, toastable: &[usize], tolerant: bool) -> String {
+        let plan = self.plan;
+        // Outputs that may be unknown, with the inputs on which that depends.
+        let depends = |output: usize| -> Vec<usize> {
+            let reads: &[usize] = match &plan.outputs[output].from {
+                OutputFrom::Input { input, .. } => std::slice::from_ref(input),
+                OutputFrom::Sql { inputs, .. } => inputs,
+            };
+            reads.iter().copied().filter(|input| toastable.contains(input)).collect()
+        };
+        let kept: Vec<usize> = (0..plan.outputs.len()).filter(|&output| !depends(output).is_empty()).collect();
+        let values = (0..plan.outputs.len()).map(|output| {
+            let holes: Vec<_> = depends(output).iter().map(|input| format!("s.`_hole_{input}`")).collect();
+            match kept.iter().position(|&known| known == output) {
+                Some(place) => format!("if(({}) != 0, c._cur.{}, s.`_out_{output}`)", holes.join(" OR "), place + 1),
+                None => format!("s.`_out_{output}`"),
+            }
+        });
+        let values: Vec<_> = values.collect();
+        let computed = (0..plan.outputs.len()).map(|output| format!("{} AS `_out_{output}`", self.expression(output)));
+        let own_keys =
+            self.key_values().into_iter().enumerate().map(|(place, value)| format!("{value} AS `_key_{place}`"));
+        let origin_keys = self.origin_values();
+        let origins = origin_keys.iter().enumerate().map(|(place, value)| format!("{value} AS `_from_{place}`"));
+        let filter = plan.filter.as_ref().map_or("0".to_owned(), |filter| format!("ifNull(({filter}\n), 0) = 0"));
+        let staged: Vec<_> = computed.chain(own_keys).chain(origins).collect();
+        let flags: Vec<_> = toastable.iter().map(|input| format!("`_hole_{input}`")).collect();
+        let is_there = "c._found > 0 AND c._gone = 0";
+        let guard = match tolerant {
+            true => is_there.to_owned(),
+            false => format!(
+                "throwIf(s.{VERSION_COLUMN} > d._at AND NOT ({is_there}), \
+                 'a row that the source changed is missing in the target') = 0"
+            ),
+        };
+        let (mark_column, mark) = self.mark("false");
+        let target = self.target();
+        format!(
+            "INSERT INTO {target} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) \
+             SELECT {}{mark}, s.{VERSION_COLUMN}, s.`_filtered` FROM (SELECT {}, {}, {VERSION_COLUMN}, {filter} AS `_filtered` \
+             FROM {}) AS s LEFT JOIN ({}) AS c ON {} LEFT JOIN ({}) AS d ON {} WHERE s.{VERSION_COLUMN} > d._at AND {guard}",
+            self.all(),
+            values.join(", "),
+            staged.join(", "),
+            if flags.is_empty() { "1".to_owned() } else { flags.join(", ") },
+            self.stage,
+            self.latest(&kept_or_key(&kept, plan), &origin_keys.join(", ")),
+            self.join("c", "_from_"),
+            self.latest(&plan.key, &self.key_values().join(", ")),
+            self.join("d", "_key_"),
+        )
+    }
+
+    /// The key of a row's old place. Where the key is computed it is taken to be the row's own.
+    fn origin_values(&self) -> Vec<String> {
+        let value = |&key: &usize| match &self.plan.outputs[key].from {
+            OutputFrom::Input { input, cast: false } => format!("`_origin_{input}`"),
+            _ => self.expression(key),
+        };
+        self.plan.key.iter().map(value).collect()
+    }
+
+    fn mark_rows(&self) -> String {
+        let every: Vec<usize> = (0..self.plan.outputs.len()).collect();
+        let values: Vec<_> = every.iter().map(|output| format!("c._cur.{}", output + 1)).collect();
+        let keys = self.key_values();
+        let staged: Vec<_> =
+            keys.iter().enumerate().map(|(place, value)| format!("{value} AS `_key_{place}`")).collect();
+        let (mark_column, mark) = self.mark("true");
+        format!(
+            "INSERT INTO {} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) \
+             SELECT {}{mark}, s.{VERSION_COLUMN}, 0 FROM (SELECT {}, {VERSION_COLUMN} FROM {}) AS s \
+             LEFT JOIN ({}) AS c ON {} WHERE c._found > 0 AND c._gone = 0 AND s.{VERSION_COLUMN} > c._at",
+            self.target(),
+            self.all(),
+            values.join(", "),
+            staged.join(", "),
+            self.stage,
+            self.latest(&every, &keys.join(", ")),
+            self.join("c", "_key_"),
+        )
+    }
+
+    fn parts(&self) -> Parts {
+        // Of a target that several sources feed, only this one's rows are its own.
+        let by_source = self.plan.shared_target.then(|| {
+            self.plan.outputs.iter().find_map(|output| {
+                let OutputFrom::Input { input, .. } = output.from else { return None };
+                let is_source = self.plan.inputs[input].from == InputFrom::Meta(Meta::Source);
+                is_source.then(|| format!("{} = {}", quote_ident(&output.column), quote_literal(&self.plan.source)))
+            })
+        });
+        Parts {
+            target: self.target(),
+            key: self.key(),
+            all: self.all(),
+            deleted: self.plan.deleted_column.as_deref().map(quote_ident),
+            own_rows: by_source.flatten(),
+        }
+    }
+}
+
+/// `tuple()` of nothing has no type.
+fn kept_or_key(kept: &[usize], plan: &Plan) -> Vec<usize> {
+    if kept.is_empty() { plan.key.clone() } else { kept.to_vec() }
+}
+
+fn convert(expression: &str, target_type: &str) -> String {
+    crate::mapping::clickhouse::convert(expression, target_type)
+}

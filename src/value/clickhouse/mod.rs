@@ -1,0 +1,4 @@
+//! Postgres values as ClickHouse takes them.
+
+pub mod rowbinary;
+pub mod types;

@@ -1,0 +1,1 @@
+//! Encoders against values whose bytes are known.
