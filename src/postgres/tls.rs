@@ -48,28 +48,38 @@ pub enum TlsError {
 ///
 /// `require` verifies nothing, as in libpq, unless `sslrootcert` is given: then, as in libpq, it is `verify-ca`.
 pub fn client_config(url: &PgUrl) -> Result<Option<Arc<ClientConfig>>, TlsError> {
+    let client = url.ssl_client.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+    config(url.ssl_mode, url.ssl_root_cert.as_deref(), client)
+}
+
+/// The same for whatever speaks TLS: a mode, a file of authorities, and a client certificate with its key.
+pub fn config(
+    mode: SslMode,
+    root_cert: Option<&Path>,
+    client: Option<(&Path, &Path)>,
+) -> Result<Option<Arc<ClientConfig>>, TlsError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = match (url.ssl_mode, &url.ssl_root_cert) {
+    let verifier = match (mode, root_cert) {
         (SslMode::Disable, _) => return Ok(None),
         (SslMode::Require, None) => {
             static WARNED: Once = Once::new();
             WARNED.call_once(|| warn!("sslmode=require encrypts but does not verify who answers; use verify-full"));
             Verifier { check: Check::Nothing, provider: provider.clone() }
         }
-        (SslMode::Require | SslMode::VerifyCa, _) => verifier(url, Name::Ignored, &provider)?,
-        (SslMode::VerifyFull, _) => verifier(url, Name::Verified, &provider)?,
+        (SslMode::Require | SslMode::VerifyCa, _) => verifier(root_cert, Name::Ignored, &provider)?,
+        (SslMode::VerifyFull, _) => verifier(root_cert, Name::Verified, &provider)?,
     };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Versions)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let config = match &url.ssl_client {
+    let config = match client {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
             let chain = certificates(cert)?;
             let key =
-                PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Key { path: key.clone(), source })?;
+                PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Key { path: key.to_owned(), source })?;
             builder.with_client_auth_cert(chain, key).map_err(TlsError::Client)?
         }
     };
@@ -81,9 +91,9 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(host.to_owned()).map_err(|_| TlsError::ServerName(host.to_owned()))
 }
 
-fn verifier(url: &PgUrl, name: Name, provider: &Arc<CryptoProvider>) -> Result<Verifier, TlsError> {
-    let (given, none) = match &url.ssl_root_cert {
-        Some(path) => (certificates(path)?, TlsError::NoCertificate(path.clone())),
+fn verifier(root_cert: Option<&Path>, name: Name, provider: &Arc<CryptoProvider>) -> Result<Verifier, TlsError> {
+    let (given, none) = match root_cert {
+        Some(path) => (certificates(path)?, TlsError::NoCertificate(path.to_owned())),
         None => (rustls_native_certs::load_native_certs().certs, TlsError::NoAuthorities),
     };
     chain_verifier(given, name, provider)?.ok_or(none)

@@ -367,7 +367,7 @@ fn take_value(text: &str) -> Result<(String, &str), UrlError> {
     if quoted { Err(UrlError::Form) } else { Ok((value, "")) }
 }
 
-fn decode(text: &str) -> Result<String, UrlError> {
+pub(crate) fn decode(text: &str) -> Result<String, UrlError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

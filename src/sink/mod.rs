@@ -4,6 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 
 pub mod any;
+pub mod clickhouse;
 pub mod postgres;
 pub mod state;
 

@@ -1,0 +1,364 @@
+//! ClickHouse's HTTP interface: statements, small answers, and inserts of which the server says how many rows it wrote.
+//!
+//! Plain hyper rather than the `clickhouse` crate, which throws the summary of an insert away and so cannot say how many
+//! rows were written. A connection is driven by whoever waits for an answer on it, so there is no task to leave behind, and
+//! an exchange that is dropped takes its connection with it.
+
+use std::future::Future;
+use std::io::{self, Write as _};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{CONTENT_ENCODING, HOST, HeaderMap, HeaderValue};
+use hyper::http::response::Parts;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::address::{Address, Compression};
+use super::error::{ClickHouseError, Exception};
+use crate::postgres::tls;
+
+/// What every statement is run with, whatever the user's profile says.
+const SETTINGS: &[(&str, &str)] = &[
+    // The status line comes after the work is done, so that it tells of every error, and the summary is complete.
+    ("wait_end_of_query", "1"),
+    // A row is in its table when the answer comes. The other way is the default from 26 on.
+    ("async_insert", "0"),
+    // A block that equals an earlier one would be dropped without a word. Equal rows replace each other by version anyway.
+    ("insert_deduplicate", "0"),
+    // Neither clamped nor wrapped: an error. The encoders keep the range; this is for what ClickHouse computes.
+    ("date_time_overflow_behavior", "throw"),
+    // NULL for a column that cannot hold it is an error, never the type's default: of what is read, and of `sql` columns.
+    ("input_format_null_as_default", "0"),
+    ("insert_null_as_default", "0"),
+    // Into a Distributed table: the shards have the rows when the answer comes.
+    ("distributed_foreground_insert", "1"),
+    // One insert is one block and one part, and so all of it or nothing: far above what a batch holds.
+    ("max_insert_block_size", "16777216"),
+    ("min_insert_block_size_rows", "16777216"),
+    ("min_insert_block_size_bytes", "1073741824"),
+    // A table of 1,600 columns has a long statement.
+    ("max_query_size", "4194304"),
+];
+
+/// How long a statement may take; ClickHouse's own limit for a silent connection.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
+/// Servers hang up on idle connections, some after 3 s; one that has been idle for this long is not used again.
+const IDLE_MAX: Duration = Duration::from_secs(2);
+/// Connections kept for the next statement.
+const IDLE_COUNT_MAX: usize = 8;
+/// Answers are state rows and catalogs.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// One server, and connections to it.
+pub struct Client {
+    address: Address,
+    tls: Option<Arc<ClientConfig>>,
+    idle: Mutex<Vec<Line>>,
+}
+
+/// What the server did for a statement: `X-ClickHouse-Summary`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Summary {
+    pub written_rows: u64,
+    pub written_bytes: u64,
+    pub read_rows: u64,
+}
+
+/// A connection and what drives it.
+struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+    idle_since: Instant,
+}
+
+struct Answer {
+    parts: Parts,
+    body: Bytes,
+}
+
+impl Client {
+    /// Reads certificates; connects to nothing yet.
+    pub fn new(address: Address) -> Result<Client, ClickHouseError> {
+        let client = address.ssl_client.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+        let tls = tls::config(address.ssl_mode, address.ssl_root_cert.as_deref(), client)
+            .map_err(|error| ClickHouseError::Settings(error.to_string()))?;
+        let http = Client { address, tls, idle: Mutex::default() };
+        // So that a user or password that no header can carry is found now.
+        http.request(&[], Bytes::new())?;
+        Ok(http)
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Runs a statement that has no rows to give.
+    pub async fn execute(&self, sql: &str) -> Result<(), ClickHouseError> {
+        let request = self.request(&[], Bytes::copy_from_slice(sql.as_bytes()))?;
+        self.exchange(request).await.map(drop)
+    }
+
+    /// Rows of a query without a FORMAT, each a list of values. Whole numbers above 32 bits and decimals come as text.
+    pub async fn rows(&self, sql: &str) -> Result<Vec<Vec<serde_json::Value>>, ClickHouseError> {
+        let settings = [
+            ("default_format", "JSONCompactEachRow"),
+            ("output_format_json_quote_64bit_integers", "1"),
+            ("output_format_json_quote_decimals", "1"),
+            ("output_format_json_quote_denormals", "1"),
+        ];
+        let request = self.request(&settings, Bytes::copy_from_slice(sql.as_bytes()))?;
+        let body = self.exchange(request).await?.body;
+        let rows = serde_json::Deserializer::from_slice(&body).into_iter().collect::<Result<_, _>>();
+        rows.map_err(|_| ClickHouseError::Answer("the rows are not JSON"))
+    }
+
+    /// Runs an INSERT with `FORMAT …` at its end and the rows in `data`.
+    ///
+    /// # Errors
+    /// After [`ClickHouseError::Connection`] and [`ClickHouseError::Timeout`] the rows may be there, all of them, or come
+    /// there still: the same again is right, since they have the same versions.
+    pub async fn insert(&self, sql: &str, data: Bytes, more: &[(&str, &str)]) -> Result<Summary, ClickHouseError> {
+        let mut settings = vec![("query", sql)];
+        settings.extend(more);
+        let mut request = match self.address.compression {
+            Compression::None => return self.summary(self.request(&settings, data)?).await,
+            Compression::Lz4 => self.request(&settings, compressed(&data)?)?,
+        };
+        request.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("lz4"));
+        self.summary(request).await
+    }
+
+    async fn summary(&self, request: Request<Full<Bytes>>) -> Result<Summary, ClickHouseError> {
+        let answer = self.exchange(request).await?;
+        let missing = ClickHouseError::Answer("it has no X-ClickHouse-Summary");
+        Summary::read(&answer.parts.headers).ok_or(missing)
+    }
+
+    fn request(&self, settings: &[(&str, &str)], body: Bytes) -> Result<Request<Full<Bytes>>, ClickHouseError> {
+        let mut target = String::from("/?database=");
+        encode(&mut target, &self.address.database);
+        for (name, value) in SETTINGS.iter().chain(settings) {
+            target.push('&');
+            target.push_str(name);
+            target.push('=');
+            encode(&mut target, value);
+        }
+        let host = if self.address.host.contains(':') {
+            format!("[{}]:{}", self.address.host, self.address.port)
+        } else {
+            format!("{}:{}", self.address.host, self.address.port)
+        };
+        let secret = |what: &str, text: &str| {
+            let mut value = HeaderValue::from_bytes(text.as_bytes())
+                .map_err(|_| ClickHouseError::Settings(format!("the {what} holds a control character")))?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        let password = self.address.password.as_ref().map_or("", |password| password.expose());
+        Request::builder()
+            .method(Method::POST)
+            .uri(target)
+            .header(HOST, host)
+            .header("X-ClickHouse-User", secret("user", &self.address.user)?)
+            .header("X-ClickHouse-Key", secret("password", password)?)
+            .body(Full::new(body))
+            .map_err(|_| ClickHouseError::Settings("the address makes no valid request".to_owned()))
+    }
+
+    /// Sends a request over a connection that is idle, or a new one.
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClickHouseError> {
+        let whole = async {
+            let mut line = match self.idle_line().await {
+                Some(line) => line,
+                None => self.connect().await?,
+            };
+            let answer = line.exchange(request).await?;
+            line.idle_since = Instant::now();
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < IDLE_COUNT_MAX {
+                idle.push(line);
+            }
+            Ok(answer)
+        };
+        let answer =
+            timeout(STATEMENT_TIMEOUT, whole).await.map_err(|_| ClickHouseError::Timeout(STATEMENT_TIMEOUT))??;
+        answer.checked()
+    }
+
+    /// A connection that the server has not closed as far as can be seen.
+    async fn idle_line(&self) -> Option<Line> {
+        loop {
+            let mut line = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            if line.idle_since.elapsed() < IDLE_MAX && line.is_open().await {
+                return Some(line);
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Line, ClickHouseError> {
+        let (host, port) = (self.address.host.as_str(), self.address.port);
+        let failed = |error: io::Error| {
+            ClickHouseError::Connection(format!("cannot connect to \"{host}\" port {port}: {}", reason(&error)))
+        };
+        let opened = async {
+            let stream = TcpStream::connect((host, port)).await.map_err(failed)?;
+            // Without it, the tail of an insert waits for the acknowledgement of its head, 40 ms.
+            stream.set_nodelay(true).map_err(failed)?;
+            match &self.tls {
+                None => Line::over(stream).await,
+                Some(config) => {
+                    let name = tls::server_name(host).map_err(|error| ClickHouseError::Settings(error.to_string()))?;
+                    Line::over(TlsConnector::from(config.clone()).connect(name, stream).await.map_err(failed)?).await
+                }
+            }
+        };
+        let patience = self.address.connect_timeout;
+        let late =
+            || ClickHouseError::Connection(format!("cannot connect to \"{host}\" port {port} within {patience:?}"));
+        timeout(patience, opened).await.map_err(|_| late())?
+    }
+}
+
+impl Line {
+    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Line, ClickHouseError> {
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        Ok(Line { sender, driver: Box::pin(driver), idle_since: Instant::now() })
+    }
+
+    /// Reads what the server has sent meanwhile, which can only be that it hangs up.
+    async fn is_open(&mut self) -> bool {
+        tokio::select! {
+            // In this order: a connection that has ended says ready, too.
+            biased;
+            _ = &mut self.driver => false,
+            ready = self.sender.ready() => ready.is_ok(),
+        }
+    }
+
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, ClickHouseError> {
+        let sender = &mut self.sender;
+        let mut talk = pin!(async move {
+            let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|_| ClickHouseError::Connection("the answer was cut short".to_owned()))?;
+            Ok(Answer { parts, body: body.to_bytes() })
+        });
+        tokio::select! {
+            biased;
+            answer = &mut talk => answer,
+            // It may have ended after the answer: what has arrived is still there to be read.
+            _ = &mut self.driver => talk.await,
+        }
+    }
+}
+
+/// hyper's texts speak of the protocol only.
+fn broken(error: &hyper::Error) -> ClickHouseError {
+    ClickHouseError::Connection(format!("the connection to ClickHouse broke: {error}"))
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(error) => error.to_string(),
+        None => error.kind().to_string(),
+    }
+}
+
+impl Answer {
+    fn checked(self) -> Result<Answer, ClickHouseError> {
+        let code = self.parts.headers.get("X-ClickHouse-Exception-Code");
+        if self.parts.status == StatusCode::OK && code.is_none() {
+            return Ok(self);
+        }
+        let code = code.and_then(|code| code.to_str().ok()?.parse().ok());
+        match Exception::read(code, &String::from_utf8_lossy(&self.body)) {
+            Some(exception) => Err(ClickHouseError::Server(exception)),
+            // Not ClickHouse, but something before it.
+            None if self.parts.status.is_server_error() => {
+                Err(ClickHouseError::Connection(format!("a proxy answered with {}", self.parts.status)))
+            }
+            None => Err(ClickHouseError::Answer("neither a success nor an exception of ClickHouse")),
+        }
+    }
+}
+
+impl Summary {
+    fn read(headers: &HeaderMap) -> Option<Summary> {
+        let text = headers.get("X-ClickHouse-Summary")?.to_str().ok()?;
+        let json: serde_json::Value = serde_json::from_str(text).ok()?;
+        let number = |name: &str| json.get(name)?.as_str()?.parse().ok();
+        Some(Summary {
+            written_rows: number("written_rows")?,
+            written_bytes: number("written_bytes").unwrap_or_default(),
+            read_rows: number("read_rows").unwrap_or_default(),
+        })
+    }
+
+    /// Fails if rows got lost on the way to the table. Materialized views over it may write more.
+    pub fn has_written(&self, sent: u64) -> Result<(), ClickHouseError> {
+        let written = self.written_rows;
+        if written < sent { Err(ClickHouseError::Written { sent, written }) } else { Ok(()) }
+    }
+}
+
+/// Percent-encodes all but the characters that need no encoding anywhere in a URL.
+fn encode(out: &mut String, text: &str) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push('%');
+            out.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789ABCDEF"[usize::from(digit)])));
+        }
+    }
+}
+
+/// The LZ4 frame format, which is HTTP's `Content-Encoding: lz4` as ClickHouse reads it.
+fn compressed(data: &[u8]) -> Result<Bytes, ClickHouseError> {
+    let failed = || ClickHouseError::Settings("the rows cannot be compressed".to_owned());
+    let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::with_capacity(data.len() / 2));
+    encoder.write_all(data).map_err(|_| failed())?;
+    encoder.finish().map(Bytes::from).map_err(|_| failed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_survive_the_url() {
+        let mut out = String::new();
+        encode(&mut out, "INSERT INTO `a b`&=é%+#\n");
+        assert_eq!(out, "INSERT%20INTO%20%60a%20b%60%26%3D%C3%A9%25%2B%23%0A");
+    }
+
+    #[test]
+    fn lost_rows_are_an_error() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(Summary::read(&headers), None);
+        let text = r#"{"read_rows":"3","written_rows":"2","written_bytes":"20","elapsed_ns":"1"}"#;
+        headers.insert("X-ClickHouse-Summary", HeaderValue::from_static(text));
+        let summary = Summary::read(&headers).expect("it is whole");
+        assert_eq!(summary, Summary { written_rows: 2, written_bytes: 20, read_rows: 3 });
+        assert_eq!(summary.has_written(2), Ok(()));
+        assert_eq!(summary.has_written(3), Err(ClickHouseError::Written { sent: 3, written: 2 }));
+    }
+
+    #[test]
+    fn passwords_that_no_header_carries_are_refused_at_once() {
+        let address = Address::parse("http://u:a%0Ab@127.0.0.1").expect("an address");
+        let error = Client::new(address).err().expect("a line end is refused");
+        assert_eq!(error.to_string(), "the password holds a control character");
+    }
+}
