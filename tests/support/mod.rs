@@ -6,6 +6,7 @@
 
 pub mod certificates;
 pub mod checker;
+pub mod clickhouse;
 pub mod cluster;
 pub mod daemon;
 pub mod http;

@@ -11,7 +11,7 @@ use crate::mapping::syntax::{MappingFile, ViewMapping};
 use crate::mapping::syntax_column::did_you_mean;
 use crate::mapping::target::Ends;
 use crate::value::clickhouse::rowbinary::Encoder;
-use crate::value::clickhouse::types::{ColumnType, SourceType};
+use crate::value::clickhouse::types::{ColumnType, Reach, SourceType};
 
 /// The plan, or findings why there is none.
 pub(in crate::mapping) fn plan(
@@ -121,7 +121,7 @@ impl Check<'_, '_> {
         let DraftFrom::Column(from) = &column.from else { return };
         let source = SourceType::of(from);
         let is_masked = self.draft.mask(from).is_some();
-        let pair = Encoder::new(&source, target, self.draft.on_overflow(from));
+        let pair = Encoder::new(&source, target, self.draft.on_overflow(from), Reach::default());
         if is_masked && *target.bare() != ColumnType::String || !is_masked && pair.is_err() {
             let sent = if is_masked { "a hash, which is text" } else { &from.type_name };
             let message = format!("column \"{}\" is {target}, and cannot take {sent}", column.target);

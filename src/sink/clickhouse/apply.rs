@@ -56,7 +56,7 @@ impl ClickHouseSink {
         if let Some(position) = batched.truncate {
             let softly = batched.plan.delete == DeleteMode::Soft;
             let sql = table.statements.truncate(version(position), softly);
-            self.client.execute(&sql).await.map_err(at_table)?;
+            self.server.client.execute(&sql).await.map_err(at_table)?;
         }
         let work = table.work(batch, batched).map_err(|error| ApplyError::Table {
             plan_index,
@@ -76,7 +76,7 @@ impl ClickHouseSink {
         if body.rows == 0 {
             return Ok(());
         }
-        let summary = self.client.insert(sql, Bytes::from(body.bytes), &[]).await?;
+        let summary = self.server.client.insert(sql, Bytes::from(body.bytes), &[]).await?;
         summary.has_written(body.rows)
     }
 
@@ -89,11 +89,11 @@ impl ClickHouseSink {
         let session = self.session.lock().await;
         let settings = session.settings();
         let stage = &table.statements.stage;
-        self.client.execute_with(&stage.create, &settings).await?;
-        self.client.execute_with(&stage.clear, &settings).await?;
-        self.client.insert(fill, Bytes::from(body.bytes), &settings).await?.has_written(body.rows)?;
-        self.client.execute_with(then, &settings).await?;
-        self.client.execute_with(&stage.clear, &settings).await
+        self.server.client.execute_with(&stage.create, &settings).await?;
+        self.server.client.execute_with(&stage.clear, &settings).await?;
+        self.server.client.insert(fill, Bytes::from(body.bytes), &settings).await?.has_written(body.rows)?;
+        self.server.client.execute_with(then, &settings).await?;
+        self.server.client.execute_with(&stage.clear, &settings).await
     }
 }
 

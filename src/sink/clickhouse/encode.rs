@@ -7,7 +7,7 @@ use crate::mapping::plan::{Input, InputFrom, Mask, Meta, Plan};
 use crate::sink::postgres::encode::masked;
 use crate::tuple::Cell;
 use crate::value::clickhouse::rowbinary::{Encoder, Fit, PairError, ValueError};
-use crate::value::clickhouse::types::{ColumnType, OnOverflow, SourceType};
+use crate::value::clickhouse::types::{ColumnType, OnOverflow, Reach, SourceType};
 
 /// Why a row cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -71,18 +71,18 @@ impl RowMeta {
 impl RowEncoder {
     /// # Errors
     /// An input's type does not go into its column: the mapping was not checked against this target.
-    pub fn new(plan: &Plan, mask_key: &[u8]) -> Result<RowEncoder, PairError> {
+    pub fn new(plan: &Plan, mask_key: &[u8], reach: Reach) -> Result<RowEncoder, PairError> {
         let text = || SourceType::built_in(postgres_types::Type::TEXT.oid(), -1);
         let encoder = |input: &Input| -> Result<InputEncoder, PairError> {
             let column = ColumnType::parse(&input.stage_type);
             Ok(match (&input.from, &input.source_type, input.mask) {
                 (InputFrom::Meta(meta), ..) => InputEncoder::Meta { meta: *meta, nullable: column.is_nullable() },
                 (InputFrom::Column(_), _, Some(mask)) => {
-                    InputEncoder::Masked { encoder: Encoder::new(&text(), &column, OnOverflow::Error)?, mask }
+                    InputEncoder::Masked { encoder: Encoder::new(&text(), &column, OnOverflow::Error, reach)?, mask }
                 }
                 (InputFrom::Column(_), source, None) => {
                     let source = source.clone().unwrap_or_else(text);
-                    InputEncoder::Column(Encoder::new(&source, &column, input.on_overflow)?)
+                    InputEncoder::Column(Encoder::new(&source, &column, input.on_overflow, reach)?)
                 }
             })
         };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_ENCODING, HOST, HeaderMap, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
 use hyper::http::response::Parts;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -179,6 +179,8 @@ impl Client {
             .method(Method::POST)
             .uri(target)
             .header(HOST, host)
+            // hyper leaves it out where there is no body, and ClickHouse insists on it.
+            .header(CONTENT_LENGTH, body.len())
             .header("X-ClickHouse-User", secret("user", &self.address.user)?)
             .header("X-ClickHouse-Key", secret("password", password)?)
             .body(Full::new(body))

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::task::JoinHandle;
 
+use super::Server;
 use super::encode::{RowEncoder, RowMeta, snapshot_version};
 use super::error::ClickHouseError;
-use super::http::Client;
 use super::state::{self, TableRow};
 use super::statements::TableStatements;
 use crate::catalog::quote_ident;
@@ -46,7 +46,7 @@ pub enum LoadError {
 
 /// Loads chunks into one server.
 pub struct ClickHouseLoader {
-    client: Arc<Client>,
+    server: Arc<Server>,
     source: String,
     epoch: i64,
     mask_key: Arc<[u8]>,
@@ -54,8 +54,8 @@ pub struct ClickHouseLoader {
 }
 
 impl ClickHouseLoader {
-    pub fn new(client: Arc<Client>, source: &str, epoch: i64, mask_key: Arc<[u8]>, lsn: Lsn) -> Self {
-        ClickHouseLoader { client, source: source.to_owned(), epoch, mask_key, lsn }
+    pub fn new(server: Arc<Server>, source: &str, epoch: i64, mask_key: Arc<[u8]>, lsn: Lsn) -> Self {
+        ClickHouseLoader { server, source: source.to_owned(), epoch, mask_key, lsn }
     }
 
     /// Registers a table's copy. Rows of a copy that was cut short are cleared if the table was empty before it: what the
@@ -64,15 +64,15 @@ impl ClickHouseLoader {
     /// # Errors
     /// The sink refuses, or another daemon has taken over.
     pub async fn begin_table(&self, plan: &Plan) -> Result<(), LoadError> {
-        if state::newest_epoch(&self.client, &self.source).await.map_err(refused)? != Some(self.epoch) {
+        if state::newest_epoch(&self.server.client, &self.source).await.map_err(refused)? != Some(self.epoch) {
             return Err(LoadError::Fenced);
         }
         let statements = TableStatements::new(plan, 0);
-        let cut_short = state::was_cut_short(&self.client, &self.source, &plan.target).await.map_err(refused)?;
+        let cut_short = state::was_cut_short(&self.server.client, &self.source, &plan.target).await.map_err(refused)?;
         if cut_short {
-            self.client.execute(&statements.clear()).await.map_err(refused)?;
+            self.server.client.execute(&statements.clear()).await.map_err(refused)?;
         }
-        let rows = self.client.rows(&statements.is_empty()).await.map_err(refused)?;
+        let rows = self.server.client.rows(&statements.is_empty()).await.map_err(refused)?;
         let was_empty = rows.first().and_then(|row| row.first()).is_some_and(|value| state::number(value) == 1);
         let row = TableRow {
             source: &self.source,
@@ -86,7 +86,7 @@ impl ClickHouseLoader {
             reason: None,
             epoch: self.epoch,
         };
-        state::write_table(&self.client, &row).await.map_err(refused)
+        state::write_table(&self.server.client, &row).await.map_err(refused)
     }
 
     /// Copies one chunk. Answers the rows.
@@ -101,7 +101,8 @@ impl ClickHouseLoader {
         report: impl Fn(u64),
     ) -> Result<u64, LoadError> {
         let statements = TableStatements::new(plan, 0);
-        let encoder = RowEncoder::new(plan, &self.mask_key).map_err(|error| LoadError::Row(error.to_string()))?;
+        let encoder = RowEncoder::new(plan, &self.mask_key, self.server.reach)
+            .map_err(|error| LoadError::Row(error.to_string()))?;
         let rows = reader.copy_out(&select(plan, chunk)).await.map_err(LoadError::Source)?;
         let mut rows = Box::pin(rows);
         let meta = RowMeta { op: "snapshot", commit_lsn: self.lsn, commit_ts: UnixMicros::now().0, xid: None };
@@ -131,8 +132,8 @@ impl ClickHouseLoader {
 
     /// Inserts beside the encoding of what follows.
     fn send(&self, sql: &str, body: Vec<u8>, rows: u64) -> JoinHandle<Result<(), ClickHouseError>> {
-        let (client, sql) = (self.client.clone(), sql.to_owned());
-        tokio::spawn(async move { client.insert(&sql, Bytes::from(body), &[]).await?.has_written(rows) })
+        let (server, sql) = (self.server.clone(), sql.to_owned());
+        tokio::spawn(async move { server.client.insert(&sql, Bytes::from(body), &[]).await?.has_written(rows) })
     }
 
     /// All chunks of a table are in: it waits to join the stream at the snapshot's point, and is whole at `until`.
@@ -140,10 +141,10 @@ impl ClickHouseLoader {
     /// # Errors
     /// The sink refuses, or another daemon has taken over.
     pub async fn finish(&self, plan: &Plan, until: Lsn, rows: u64) -> Result<(), LoadError> {
-        if state::newest_epoch(&self.client, &self.source).await.map_err(refused)? != Some(self.epoch) {
+        if state::newest_epoch(&self.server.client, &self.source).await.map_err(refused)? != Some(self.epoch) {
             return Err(LoadError::Fenced);
         }
-        state::write_catchup(&self.client, &self.source, &plan.target, until, rows).await.map_err(refused)
+        state::write_catchup(&self.server.client, &self.source, &plan.target, until, rows).await.map_err(refused)
     }
 }
 

@@ -24,9 +24,32 @@ use crate::checkpoint::{Checkpoint, SourceIdentity};
 use crate::mapping::plan::Plan;
 use crate::sink::postgres::SinkSetup;
 use crate::sink::{ApplyError, Durable};
+use crate::value::clickhouse::types::Reach;
+use address::Address;
+use ddl::Topology;
 use encode::RowEncoder;
+use error::ClickHouseError;
 use http::Client;
 use statements::TableStatements;
+
+/// A server that has answered, and what is to be known of it.
+pub struct Server {
+    pub client: Client,
+    pub topology: Topology,
+    pub reach: Reach,
+}
+
+impl Server {
+    /// # Errors
+    /// The address cannot work, or nobody answers there, or lets us in.
+    pub async fn connect(address: Address, topology: Topology) -> Result<Server, ClickHouseError> {
+        let client = Client::new(address)?;
+        let rows = client.rows(Reach::PROBE).await?;
+        let is_new = rows.first().and_then(|row| row.first()).is_some_and(|value| state::number(value) == 1);
+        let reach = if is_new { Reach::FourDigits } else { Reach::Documented };
+        Ok(Server { client, topology, reach })
+    }
+}
 
 /// What one plan's rows are written by.
 struct Table {
@@ -55,7 +78,7 @@ impl Session {
 pub struct ClickHouseSink {
     name: String,
     source: String,
-    client: Arc<Client>,
+    server: Arc<Server>,
     tables: Vec<Table>,
     is_tolerant: Vec<bool>,
     epoch: i64,
@@ -69,9 +92,9 @@ impl ClickHouseSink {
     ///
     /// # Errors
     /// A plan does not fit its target any more.
-    pub fn new(client: Arc<Client>, setup: SinkSetup) -> Result<ClickHouseSink, String> {
+    pub fn new(server: Arc<Server>, setup: SinkSetup) -> Result<ClickHouseSink, String> {
         let table = |(number, plan): (usize, &Arc<Plan>)| {
-            let encoder = RowEncoder::new(plan, &setup.mask_key);
+            let encoder = RowEncoder::new(plan, &setup.mask_key, server.reach);
             let encoder = encoder.map_err(|error| format!("table \"{}\": {error}", plan.target))?;
             Ok(Table { encoder, statements: TableStatements::new(plan, number) })
         };
@@ -83,7 +106,7 @@ impl ClickHouseSink {
             tables,
             name: setup.name,
             source: setup.source,
-            client,
+            server,
             epoch: setup.epoch,
             checkpoint: setup.checkpoint,
             identity: setup.identity,
@@ -91,8 +114,8 @@ impl ClickHouseSink {
         })
     }
 
-    pub fn client(&self) -> &Arc<Client> {
-        &self.client
+    pub fn client(&self) -> &Client {
+        &self.server.client
     }
 
     /// What the sink durably holds.
@@ -108,7 +131,8 @@ impl ClickHouseSink {
     /// Records a checkpoint, unless somebody else took the source over.
     async fn write_checkpoint(&mut self, checkpoint: Checkpoint) -> Result<(), ApplyError> {
         let (epoch, end_lsn) = (self.epoch, self.checkpoint.end_lsn);
-        let written = state::write_checkpoint(&self.client, &self.source, &checkpoint, &self.identity, epoch).await;
+        let written =
+            state::write_checkpoint(&self.server.client, &self.source, &checkpoint, &self.identity, epoch).await;
         if !written.map_err(|error| apply::control(&error))? {
             return Err(ApplyError::Fenced { epoch, end_lsn });
         }

@@ -14,8 +14,8 @@
 //! | enum | `LowCardinality(String)`: labels may be added and renamed | |
 //! | `uuid` | `UUID` | |
 //! | `bytea` | `String`, raw bytes | |
-//! | `date` | `Date32` | before 1900, after 2299, infinities |
-//! | `timestamp`, `timestamptz` | `DateTime64(6, 'UTC')`, whatever the server's zone | before 1900, after 2299, infinities |
+//! | `date` | `Date32` | before 1900, after 2299 (see [`Reach`]), infinities |
+//! | `timestamp`, `timestamptz` | `DateTime64(6, 'UTC')`, whatever the server's zone | the same |
 //! | `time`, `timetz`, `interval` | `String` | |
 //! | `json`, `jsonb` | `String`: ClickHouse's `JSON` drops duplicate keys, nulls and digits | |
 //! | array of one of these, not null | `Array(Nullable(…))` | more than one dimension, a first index other than 1 |
@@ -47,6 +47,22 @@ pub enum OnOverflow {
     Clamp,
     /// The column is a `String`, which holds everything.
     Text,
+}
+
+/// How far the server's `Date32` and `DateTime64` reach. What lies outside it takes, and shows other days for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Reach {
+    /// From 1900 to 2299, what ClickHouse's documentation promises.
+    #[default]
+    Documented,
+    /// From 0001 to 9999: newer servers.
+    FourDigits,
+}
+
+impl Reach {
+    /// A query whose one value, `1`, says [`Reach::FourDigits`].
+    pub const PROBE: &str = "SELECT toString(toDate32(2932896)) = '9999-12-31' AND toString(toDate32(-719162)) = '0001-01-01' \
+                             AND toString(fromUnixTimestamp64Micro(253402300799999999, 'UTC')) = '9999-12-31 23:59:59.999999'";
 }
 
 /// A column's type at the source, as far as its values' forms depend on it.
@@ -171,7 +187,7 @@ fn has_overflow(source: &SourceType) -> bool {
 
 fn scalar_type(source: &SourceType, on_overflow: OnOverflow) -> ColumnType {
     let signed = |bytes| ColumnType::Int { bytes, signed: true };
-    let exact = match source.built_in_type() {
+    match source.built_in_type() {
         Some(Type::BOOL) => ColumnType::Bool,
         Some(Type::INT2) => signed(2),
         Some(Type::INT4) => signed(4),
@@ -186,8 +202,7 @@ fn scalar_type(source: &SourceType, on_overflow: OnOverflow) -> ColumnType {
             ColumnType::DateTime64 { precision: 6, zone: Some("UTC".to_owned()) }
         }
         _ => ColumnType::String,
-    };
-    exact
+    }
 }
 
 /// `numeric_typmod_in`: precision and scale in the upper and lower half, after the four bytes of a header; the scale has

@@ -67,6 +67,12 @@ fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("writing to memory cannot fail");
 }
 
+/// Appends all that there is to say of a value.
+fn whole(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Misfit> {
+    out.extend_from_slice(text);
+    Ok(())
+}
+
 /// Appends the text of a value.
 pub(super) fn print(out: &mut Vec<u8>, ty: &Type, bytes: &[u8]) -> Result<(), Misfit> {
     match *ty {
@@ -172,9 +178,9 @@ fn float(out: &mut Vec<u8>, shortest: &(impl std::fmt::Display + std::fmt::Lower
 fn numeric(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Misfit> {
     let numeric = Numeric::read(bytes).ok_or(MALFORMED)?;
     match numeric.sign {
-        Sign::NaN => return Ok(out.extend_from_slice(b"NaN")),
-        Sign::Infinity => return Ok(out.extend_from_slice(b"Infinity")),
-        Sign::MinusInfinity => return Ok(out.extend_from_slice(b"-Infinity")),
+        Sign::NaN => return whole(out, b"NaN"),
+        Sign::Infinity => return whole(out, b"Infinity"),
+        Sign::MinusInfinity => return whole(out, b"-Infinity"),
         Sign::Minus => out.push(b'-'),
         Sign::Plus => {}
     }
@@ -293,8 +299,8 @@ fn interval(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Misfit> {
     let (micros, days) = (i64::from_be_bytes(*micros), i32::from_be_bytes(*days));
     let months = i32::from_be_bytes(exact(rest)?);
     match (micros, days, months) {
-        (i64::MAX, i32::MAX, i32::MAX) => return Ok(out.extend_from_slice(b"infinity")),
-        (i64::MIN, i32::MIN, i32::MIN) => return Ok(out.extend_from_slice(b"-infinity")),
+        (i64::MAX, i32::MAX, i32::MAX) => return whole(out, b"infinity"),
+        (i64::MIN, i32::MIN, i32::MIN) => return whole(out, b"-infinity"),
         _ => {}
     }
     let start = out.len();

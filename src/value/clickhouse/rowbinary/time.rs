@@ -1,25 +1,32 @@
 //! Dates and timestamps: days and ticks since 1970-01-01, inside the range that ClickHouse shows rightly.
 //!
-//! ClickHouse docs, "Date32" and "DateTime64": from 1900-01-01 to 2299-12-31. It takes ticks outside of it without a word
-//! and shows other days for them, so the range is kept here.
+//! It takes ticks outside of it without a word and shows other days for them, so the range is kept here.
 
 use super::{Excess, MALFORMED, Misfit, exact, text_of};
 use crate::tuple::Cell;
 use crate::value::calendar::days_from_civil;
+use crate::value::clickhouse::types::Reach;
 
 /// 2000-01-01, from which Postgres counts.
 const POSTGRES_EPOCH_DAYS: i64 = 10_957;
 pub(super) const MICROS_PER_SECOND: i64 = 1_000_000;
 pub(super) const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
-/// 1900-01-01 and 2299-12-31.
-const FIRST_DAY: i64 = -25_567;
-const LAST_DAY: i64 = 120_529;
+
+/// First and last day of a column.
+fn days_of(reach: Reach) -> (i64, i64) {
+    match reach {
+        // 1900-01-01 and 2299-12-31.
+        Reach::Documented => (-25_567, 120_529),
+        // 0001-01-01 and 9999-12-31.
+        Reach::FourDigits => (-719_162, 2_932_896),
+    }
+}
 
 /// A day column.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Days {
     /// Four bytes, signed.
-    Date32,
+    Date32(Reach),
     /// Two bytes, unsigned.
     Date,
 }
@@ -27,14 +34,14 @@ pub(super) enum Days {
 impl Days {
     fn range(self) -> (i64, i64) {
         match self {
-            Days::Date32 => (FIRST_DAY, LAST_DAY),
+            Days::Date32(reach) => days_of(reach),
             Days::Date => (0, 65_535),
         }
     }
 
     pub fn bytes(self) -> usize {
         match self {
-            Days::Date32 => 4,
+            Days::Date32(_) => 4,
             Days::Date => 2,
         }
     }
@@ -96,13 +103,15 @@ impl Ticks {
     }
 
     /// `DateTime64` with so many digits of a second.
-    pub fn of_precision(precision: u8) -> Ticks {
+    pub fn of_precision(precision: u8, reach: Reach) -> Ticks {
         let digits = u32::from(precision);
         let micros_per_tick = 10_i64.pow(6_u32.saturating_sub(digits));
         let ticks_per_micro = 10_i64.pow(digits.saturating_sub(6));
-        // Nanoseconds of 64 bits end in 2262.
-        let greatest = ((LAST_DAY + 1) * MICROS_PER_DAY - 1).min(i64::MAX / ticks_per_micro);
-        Ticks { micros_per_tick, ticks_per_micro, bytes: 8, range: (FIRST_DAY * MICROS_PER_DAY, greatest) }
+        let (first_day, last_day) = days_of(reach);
+        // Nanoseconds of 64 bits go from 1677 to 2262.
+        let bound = i64::MAX / ticks_per_micro;
+        let range = ((first_day * MICROS_PER_DAY).max(-bound), ((last_day + 1) * MICROS_PER_DAY - 1).min(bound));
+        Ticks { micros_per_tick, ticks_per_micro, bytes: 8, range }
     }
 
     pub fn bytes(&self) -> usize {

@@ -4,7 +4,7 @@ use postgres_types::Type;
 
 use super::super::array::{Head, head, take_field};
 use super::super::{MALFORMED, Misfit};
-use super::{print, push};
+use super::{print, push, whole};
 
 /// How an element is quoted inside another value: which bytes ask for quotes, and what stands before `"` and `\`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,10 +27,9 @@ impl Quoting {
 /// Puts what was appended since `start` into quotes if it would not be read back as it is.
 fn quote(out: &mut Vec<u8>, start: usize, quoting: Quoting) {
     let text = &out[start..];
-    let is_plain = !text.is_empty()
-        && !text.iter().any(|byte| quoting.is_special(*byte))
-        && !(quoting == Quoting::Array && text.eq_ignore_ascii_case(b"null"));
-    if is_plain {
+    let reads_as_null = quoting == Quoting::Array && text.eq_ignore_ascii_case(b"null");
+    let is_special = text.iter().any(|byte| quoting.is_special(*byte));
+    if !(text.is_empty() || reads_as_null || is_special) {
         return;
     }
     let text = out.split_off(start);
@@ -48,7 +47,7 @@ pub(super) fn array(out: &mut Vec<u8>, element: &Type, bytes: &[u8]) -> Result<(
     let mut rest = bytes;
     let Head { dimensions, lengths, lower_bounds } = head(&mut rest).ok_or(MALFORMED)?;
     if dimensions == 0 {
-        return Ok(out.extend_from_slice(b"{}"));
+        return whole(out, b"{}");
     }
     if lower_bounds.iter().any(|bound| *bound != 1) {
         for place in 0..dimensions {
@@ -96,7 +95,7 @@ pub(super) fn range(out: &mut Vec<u8>, element: &Type, bytes: &[u8]) -> Result<(
     const UPPER_INFINITE: u8 = 16;
     let (&flags, mut rest) = bytes.split_first().ok_or(MALFORMED)?;
     if flags & EMPTY != 0 {
-        return Ok(out.extend_from_slice(b"empty"));
+        return whole(out, b"empty");
     }
     out.push(if flags & LOWER_INCLUSIVE != 0 { b'[' } else { b'(' });
     for (infinite, after) in [(LOWER_INFINITE, b','), (UPPER_INFINITE, b')')] {

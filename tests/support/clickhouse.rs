@@ -1,0 +1,220 @@
+//! A private ClickHouse server in a scratch directory, on free ports of 127.0.0.1: the real engine and its real interfaces,
+//! started by `clickhouse.py` from the package that `tests/install.sh` puts below the target directory.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::cluster::{free_port, last_lines};
+use super::process;
+use super::scratch::Scratch;
+use super::wait::{Look, eventually_blocking};
+
+/// The program that becomes the server; the demo starts its own by the same one.
+pub const LAUNCHER: &str = include_str!("clickhouse.py");
+
+const START_WITHIN: Duration = Duration::from_secs(60);
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+pub struct ClickHouse {
+    scratch: Scratch,
+    http_port: u16,
+    tcp_port: u16,
+    /// `None`: user `default` without a password.
+    login: Option<(String, String)>,
+    child: Option<Child>,
+}
+
+impl ClickHouse {
+    /// A server that asks nobody for a password.
+    pub fn start(name: &str) -> Result<ClickHouse> {
+        ClickHouse::start_for(name, None)
+    }
+
+    /// A server that knows one user, of so plain a name that XML takes it for an element's.
+    pub fn start_with_password(name: &str, user: &str, password: &str) -> Result<ClickHouse> {
+        ClickHouse::start_for(name, Some((user.to_owned(), password.to_owned())))
+    }
+
+    fn start_for(name: &str, login: Option<(String, String)>) -> Result<ClickHouse> {
+        let scratch = Scratch::new(name)?;
+        fs::write(scratch.path().join("clickhouse.py"), LAUNCHER)?;
+        fs::create_dir(scratch.path().join("server"))?;
+        let mut server = ClickHouse { scratch, http_port: 0, tcp_port: 0, login, child: None };
+        // Another process may take a port between our look and the server's.
+        for _ in 0..5 {
+            (server.http_port, server.tcp_port) = (free_port()?, free_port()?);
+            match server.resume() {
+                Ok(()) => return Ok(server),
+                Err(_) if server.log().contains("Address already in use") => {}
+                Err(err) => return Err(err),
+            }
+        }
+        bail!("no free ports were found for ClickHouse \"{name}\"");
+    }
+
+    /// Starts a stopped or killed server on its ports and data; returns when it answers.
+    pub fn resume(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "ClickHouse runs already");
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let mut command = Command::new(python()?);
+        command.arg(self.scratch.path().join("clickhouse.py")).arg(self.directory());
+        command.args([self.http_port.to_string(), self.tcp_port.to_string()]);
+        command.args(self.login.iter().map(|(user, _)| user));
+        let mut child = command
+            .current_dir(self.directory())
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start ClickHouse")?;
+        if let (Some((_, password)), Some(mut input)) = (&self.login, child.stdin.take()) {
+            writeln!(input, "{password}")?;
+        }
+        self.child = Some(child);
+        let outcome = self.wait_until_ready();
+        if outcome.is_err() {
+            self.kill9();
+        }
+        outcome
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let log = self.log_path();
+        eventually_blocking(START_WITHIN, "ClickHouse answers", || {
+            let child = self.child.as_mut().context("the server was not started")?;
+            if let Some(status) = child.try_wait()? {
+                return Ok(Look::Yes(Err(status)));
+            }
+            // Its own answer: another server may have been given the port.
+            let version = self.query("SELECT version()")?;
+            Ok(if version.is_empty() { Look::NotYet("an empty answer".to_owned()) } else { Look::Yes(Ok(())) })
+        })?
+        .map_err(|status| {
+            let text = fs::read_to_string(log).unwrap_or_default();
+            anyhow::anyhow!("ClickHouse ended with {status}: {}", last_lines(&text, 5))
+        })
+    }
+
+    /// Asks it to end, and waits.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        process::signal("TERM", &[child.id()]);
+        eventually_blocking(STOP_WITHIN, "ClickHouse stops", || {
+            Ok(if child.try_wait()?.is_some() { Look::Yes(()) } else { Look::NotYet("still there".to_owned()) })
+        })?;
+        self.child = None;
+        Ok(())
+    }
+
+    /// SIGKILL, with whatever it was doing.
+    pub fn kill9(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        process::signal("KILL", &[child.id()]);
+        let _ = child.wait();
+    }
+
+    pub fn kill9_and_resume(&mut self) -> Result<()> {
+        self.kill9();
+        self.resume()
+    }
+
+    /// Freezes (`STOP`) or thaws (`CONT`) the server.
+    pub fn signal(&self, name: &str) {
+        process::signal(name, &self.pid().into_iter().collect::<Vec<_>>());
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    pub fn http_port(&self) -> u16 {
+        self.http_port
+    }
+
+    /// The native interface's.
+    pub fn tcp_port(&self) -> u16 {
+        self.tcp_port
+    }
+
+    /// As a configuration names it, password included.
+    pub fn url(&self, database: &str) -> String {
+        let login = self.login.as_ref().map(|(user, password)| format!("{user}:{password}@")).unwrap_or_default();
+        format!("http://{login}127.0.0.1:{}/{database}", self.http_port)
+    }
+
+    /// Runs one statement as the server's user; rows come tab-separated, one a line.
+    ///
+    /// # Errors
+    /// With the server's own text, values and all: only for tests.
+    pub fn query(&self, sql: &str) -> Result<String> {
+        self.post("/", sql.as_bytes())
+    }
+
+    /// Runs an INSERT with its rows in `data`.
+    pub fn insert(&self, sql: &str, data: &[u8]) -> Result<String> {
+        let mut path = String::from("/?query=");
+        for byte in sql.bytes() {
+            write!(path, "%{byte:02X}")?;
+        }
+        self.post(&path, data)
+    }
+
+    fn post(&self, path: &str, body: &[u8]) -> Result<String> {
+        let mut stream =
+            TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, self.http_port).into(), Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        let (user, password) = self.login.as_ref().map_or(("default", ""), |(user, password)| (user, password));
+        // HTTP/1.0: the answer ends with the connection and comes in no chunks.
+        let head = format!(
+            "POST {path} HTTP/1.0\r\nX-ClickHouse-User: {user}\r\nX-ClickHouse-Key: {password}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(body)?;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let (head, body) = text.split_once("\r\n\r\n").context("the answer has no end of head")?;
+        let status = head.split_whitespace().nth(1).unwrap_or_default();
+        ensure!(status == "200", "ClickHouse answered {status}: {body}");
+        Ok(body.trim_end_matches('\n').to_owned())
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.scratch.path().join("server")
+    }
+
+    /// Everything the server has said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.scratch.path().join("log")
+    }
+}
+
+impl Drop for ClickHouse {
+    fn drop(&mut self) {
+        // The test runner shows this only if the test failed.
+        eprintln!("--- last lines of ClickHouse's log\n{}", last_lines(&self.log(), 15));
+        self.kill9();
+    }
+}
+
+/// The interpreter that has the engine, beside the test binaries' profile directory.
+fn python() -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+    let python = target.join("clickhouse/bin/python");
+    ensure!(python.exists(), "no ClickHouse below {}: run tests/install.sh test", target.display());
+    Ok(python)
+}
