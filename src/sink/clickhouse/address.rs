@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::Secret;
+use crate::config::{ClickHouseEnd, Secret};
 use crate::postgres::url::{CONNECT_TIMEOUT, SslMode, decode};
 
 const PLAIN_PORT: u16 = 8123;
@@ -51,6 +51,21 @@ pub enum AddressError {
 }
 
 impl Address {
+    /// Of a configured sink: what stands beside its address comes before what stands inside it.
+    pub fn of(end: &ClickHouseEnd) -> Result<Address, AddressError> {
+        let mut address = Address::parse(end.url.expose())?;
+        if let Some(user) = &end.user {
+            address.user.clone_from(user);
+        }
+        if let Some(password) = &end.password {
+            address.password = Some(password.clone());
+        }
+        if let Some(file) = &end.ca_file {
+            address.ssl_root_cert = Some(address.tls_only("ca_file", file.clone())?);
+        }
+        Ok(address)
+    }
+
     pub fn parse(text: &str) -> Result<Address, AddressError> {
         let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
@@ -118,7 +133,7 @@ impl Address {
         Ok(())
     }
 
-    fn tls_only(&self, word: &'static str, value: String) -> Result<String, AddressError> {
+    fn tls_only<T>(&self, word: &'static str, value: T) -> Result<T, AddressError> {
         if self.ssl_mode == SslMode::Disable { Err(AddressError::NeedsTls(word)) } else { Ok(value) }
     }
 
@@ -132,7 +147,7 @@ impl Address {
                 return Err(AddressError::Value { word: "sslmode", expected });
             }
         };
-        self.tls_only("sslmode", String::new()).map(|_| mode)
+        self.tls_only("sslmode", mode)
     }
 }
 
@@ -181,6 +196,27 @@ mod tests {
         assert_eq!((full.ssl_mode, full.compression), (SslMode::VerifyCa, Compression::Lz4));
         assert_eq!(full.ssl_root_cert, Some(PathBuf::from("/ca.pem")));
         assert_eq!(Address::parse("https://ch.internal/").expect("an address").ssl_mode, SslMode::VerifyFull);
+    }
+
+    #[test]
+    fn the_configuration_comes_before_the_url() {
+        let mut end = ClickHouseEnd {
+            url: Secret::new("https://one:first@h"),
+            user: None,
+            password: None,
+            cluster: None,
+            ca_file: None,
+        };
+        let plain = Address::of(&end).expect("an address");
+        assert_eq!((plain.user.as_str(), plain.password.as_ref().map(Secret::expose)), ("one", Some("first")));
+        end.user = Some("two".to_owned());
+        end.password = Some(Secret::new("second"));
+        end.ca_file = Some(PathBuf::from("ca.pem"));
+        let laid_over = Address::of(&end).expect("an address");
+        assert_eq!((laid_over.user.as_str(), laid_over.password.as_ref().map(Secret::expose)), ("two", Some("second")));
+        assert_eq!(laid_over.ssl_root_cert, Some(PathBuf::from("ca.pem")));
+        end.url = Secret::new("http://h");
+        assert_eq!(Address::of(&end), Err(AddressError::NeedsTls("ca_file")), "a file that nothing would look at");
     }
 
     #[test]
