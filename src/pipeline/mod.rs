@@ -330,8 +330,7 @@ pub fn sink_address(config: &Config, name: &str) -> Result<SinkAddress, String> 
             Ok(SinkAddress::Postgres(url.map_err(|error| format!("sink \"{name}\": url {error}"))?))
         }
         SinkEnd::ClickHouse(end) => {
-            let address = Address::parse(end.url.expose()).map_err(|error| format!("sink \"{name}\": url {error}"))?;
-            let address = Address { password: end.password.clone().or(address.password), ..address };
+            let address = Address::of(end).map_err(|error| format!("sink \"{name}\": url {error}"))?;
             let topology = end.cluster.clone().map_or(Topology::Single, Topology::Cluster);
             Ok(SinkAddress::ClickHouse(address, topology))
         }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::Secret;
+use crate::config::{ClickHouseEnd, Secret};
 use crate::postgres::url::{CONNECT_TIMEOUT, SslMode, decode};
 
 const PLAIN_PORT: u16 = 8123;
@@ -51,6 +51,15 @@ pub enum AddressError {
 }
 
 impl Address {
+    /// Of a configured sink: what stands beside its address comes before what stands inside it.
+    pub fn of(end: &ClickHouseEnd) -> Result<Address, AddressError> {
+        let mut address = Address::parse(end.url.expose())?;
+        if let Some(password) = &end.password {
+            address.password = Some(password.clone());
+        }
+        Ok(address)
+    }
+
     pub fn parse(text: &str) -> Result<Address, AddressError> {
         let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
@@ -118,7 +127,7 @@ impl Address {
         Ok(())
     }
 
-    fn tls_only(&self, word: &'static str, value: String) -> Result<String, AddressError> {
+    fn tls_only<T>(&self, word: &'static str, value: T) -> Result<T, AddressError> {
         if self.ssl_mode == SslMode::Disable { Err(AddressError::NeedsTls(word)) } else { Ok(value) }
     }
 
@@ -132,7 +141,7 @@ impl Address {
                 return Err(AddressError::Value { word: "sslmode", expected });
             }
         };
-        self.tls_only("sslmode", String::new()).map(|_| mode)
+        self.tls_only("sslmode", mode)
     }
 }
 
@@ -181,6 +190,15 @@ mod tests {
         assert_eq!((full.ssl_mode, full.compression), (SslMode::VerifyCa, Compression::Lz4));
         assert_eq!(full.ssl_root_cert, Some(PathBuf::from("/ca.pem")));
         assert_eq!(Address::parse("https://ch.internal/").expect("an address").ssl_mode, SslMode::VerifyFull);
+    }
+
+    #[test]
+    fn a_password_beside_the_address_comes_first() {
+        let mut end = ClickHouseEnd { url: Secret::new("https://one:first@h"), password: None, cluster: None };
+        let password = |end: &ClickHouseEnd| Address::of(end).expect("an address").password;
+        assert_eq!(password(&end).as_ref().map(Secret::expose), Some("first"));
+        end.password = Some(Secret::new("second"));
+        assert_eq!(password(&end).as_ref().map(Secret::expose), Some("second"));
     }
 
     #[test]
