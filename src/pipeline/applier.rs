@@ -202,15 +202,15 @@ impl Applier {
         let checkpoint = stored.checkpoint;
         let reader =
             self.shared.journal.reader(checkpoint.end_lsn).map_err(|gap| Over::End(End::gap(&self.link.name, &gap)))?;
-        let sink = connection.into_sink(SinkSetup {
+        let setup = SinkSetup {
             name: self.link.name.clone(),
             source: self.link.source.clone(),
             plans: self.link.plans.clone(),
             epoch: self.epoch,
             checkpoint,
-            identity: stored.identity,
             mask_key: self.link.mask_key.clone(),
-        });
+        };
+        let sink = connection.into_sink(setup, stored.identity);
         let sink = sink.map_err(|message| Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))?;
         let durable = sink.durable();
         let mut session = Session {

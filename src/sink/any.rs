@@ -61,8 +61,8 @@ impl SinkSession {
     pub async fn ensure_state(&self) -> Result<(), String> {
         match self {
             SinkSession::Postgres(client) => {
-                let has_schema = state::has_schema(client).await.map_err(|error| describe(&error))?;
-                if !has_schema {
+                let lacks_schema = state::lacks_schema(client).await.map_err(|error| describe(&error))?;
+                if lacks_schema {
                     client.batch_execute(state::STATE_SCHEMA).await.map_err(|error| describe(&error))?;
                 }
                 Ok(())
@@ -162,10 +162,12 @@ impl SinkSession {
     ///
     /// # Errors
     /// A plan does not fit its target any more.
-    pub fn into_sink(self, setup: SinkSetup) -> Result<AnySink, String> {
+    pub fn into_sink(self, setup: SinkSetup, identity: SourceIdentity) -> Result<AnySink, String> {
         match self {
             SinkSession::Postgres(client) => Ok(AnySink::Postgres(Box::new(PostgresSink::new(client, setup)))),
-            SinkSession::ClickHouse(server) => Ok(AnySink::ClickHouse(Box::new(ClickHouseSink::new(server, setup)?))),
+            SinkSession::ClickHouse(server) => {
+                Ok(AnySink::ClickHouse(Box::new(ClickHouseSink::new(server, setup, identity)?)))
+            }
         }
     }
 }

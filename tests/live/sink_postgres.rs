@@ -361,7 +361,6 @@ async fn sink(cluster: &Cluster, plans: &[Arc<Plan>]) -> Result<PostgresSink> {
         plans: plans.to_vec(),
         epoch: stored.epoch,
         checkpoint: stored.checkpoint,
-        identity: stored.identity,
         mask_key: Arc::from(&b"salt"[..]),
     };
     Ok(PostgresSink::new(client, setup))

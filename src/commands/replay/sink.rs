@@ -150,11 +150,10 @@ impl<'a> Replaying<'a> {
             plans: self.link.plans.clone(),
             epoch,
             checkpoint: at,
-            identity: self.stored.identity.clone(),
             mask_key: self.link.mask_key.clone(),
         };
         let mut builder = self.builder(at);
-        let mut sink = self.session.into_sink(setup).map_err(refuse)?;
+        let mut sink = self.session.into_sink(setup, self.stored.identity.clone()).map_err(refuse)?;
         for &(plan_index, lsn) in &self.tables {
             builder.set_taking(plan_index, Taking::From(lsn));
             builder.set_trust(plan_index, false);

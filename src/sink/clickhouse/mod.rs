@@ -92,7 +92,7 @@ impl ClickHouseSink {
     ///
     /// # Errors
     /// A plan does not fit its target any more.
-    pub fn new(server: Arc<Server>, setup: SinkSetup) -> Result<ClickHouseSink, String> {
+    pub fn new(server: Arc<Server>, setup: SinkSetup, identity: SourceIdentity) -> Result<ClickHouseSink, String> {
         let table = |(number, plan): (usize, &Arc<Plan>)| {
             let encoder = RowEncoder::new(plan, &setup.mask_key, server.reach);
             let encoder = encoder.map_err(|error| format!("table \"{}\": {error}", plan.target))?;
@@ -109,7 +109,7 @@ impl ClickHouseSink {
             server,
             epoch: setup.epoch,
             checkpoint: setup.checkpoint,
-            identity: setup.identity,
+            identity,
             session: Mutex::new(Session { id }),
         })
     }

@@ -1,6 +1,7 @@
 //! The Postgres sink: batches by pipelined statements, the checkpoint in the same transaction.
 
 mod apply;
+pub mod cursor;
 pub mod encode;
 pub mod load;
 pub mod state;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
-use crate::checkpoint::{Checkpoint, SourceIdentity};
+use crate::checkpoint::Checkpoint;
 use crate::mapping::plan::Plan;
 use crate::retry::Retry;
 use crate::sink::{ApplyError, Durable};
@@ -85,7 +86,6 @@ pub struct SinkSetup {
     pub plans: Vec<Arc<Plan>>,
     pub epoch: i64,
     pub checkpoint: Checkpoint,
-    pub identity: SourceIdentity,
     pub mask_key: Arc<[u8]>,
 }
 
