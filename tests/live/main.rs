@@ -4,6 +4,7 @@
 mod support;
 
 mod clickhouse;
+mod clickhouse_sink;
 mod crash;
 mod findings;
 mod harness;

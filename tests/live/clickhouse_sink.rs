@@ -1,0 +1,214 @@
+//! The daemon into ClickHouse: the workloads' tables, copied and streamed, through kills and replays.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tailwater::lsn::Lsn;
+
+use crate::support::clickhouse::ClickHouse;
+use crate::support::cluster::{Cluster, Options};
+use crate::support::daemon::{Daemon, Home, flushed};
+use crate::support::pair::{DATABASE, SOON};
+use crate::support::postgres::Version;
+use crate::support::random::Random;
+use crate::support::wait::{Look, eventually};
+use crate::support::workload::{Load, SCHEMA, SEED_SQL, TABLES, Workload};
+
+const EVERY_KIND_OF_CHANGE: &str = "
+    BEGIN;
+    UPDATE churn SET id = 1000 WHERE id = 150;
+    UPDATE churn SET id = 150 WHERE id = 151;
+    UPDATE churn SET id = 151 WHERE id = 1000;
+    UPDATE churn_full SET id = 2000, number = 5 WHERE id = 199;
+    UPDATE churn SET number = number + 1 WHERE id > 180;
+    UPDATE churn SET body = NULL WHERE id = 190;
+    DELETE FROM churn WHERE id = 191;
+    INSERT INTO churn VALUES (191, repeat('again', 2000), NULL, 0);
+    DELETE FROM churn_full WHERE id < 10;
+    TRUNCATE ledger;
+    INSERT INTO ledger VALUES (1, 1, 'NaN', E'tab\\t', 'infinity');
+    COMMIT";
+
+/// What Postgres can hold and ClickHouse's types cannot goes as text.
+fn mapping() -> String {
+    let mut text = String::from("source = \"src\"\nsink = \"ch\"\n");
+    for table in TABLES {
+        let name = table.rsplit('.').next().unwrap_or(table);
+        text.push_str(&format!("\n[table.\"mirror.{name}\"]\nfrom = \"{table}\"\ncolumns = \"*\"\n"));
+        if name == "ledger" {
+            text.push_str("on_overflow = { amount = \"text\", at = \"text\" }\n");
+        }
+    }
+    text
+}
+
+/// A source with the workloads' tables and a ClickHouse server that mirrors them.
+struct Stage {
+    source: Cluster,
+    server: ClickHouse,
+    home: Home,
+}
+
+impl Stage {
+    async fn start(name: &str) -> Result<Stage> {
+        let source = Cluster::start(&format!("{name}-source"), Version::V15, Options::default())?;
+        source.execute(DATABASE, SCHEMA).await?;
+        source.execute(DATABASE, SEED_SQL).await?;
+        let server = ClickHouse::start(&format!("{name}-ch"))?;
+        let config = format!(
+            "[source.src]\nurl = \"{}\"\nheartbeat = \"500ms\"\n\n\
+             [sink.ch]\nkind = \"clickhouse\"\nurl = \"{}\"\nidle_record = \"200ms\"\n",
+            source.url(DATABASE),
+            server.url("")
+        );
+        let home = Home::new(name, &config, &[("mapping.toml", &mapping())])?;
+        home.setup()?;
+        Ok(Stage { source, server, home })
+    }
+
+    /// Waits until the sink's checkpoint has reached what the source has committed by now, with every table streaming.
+    async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
+        let target = flushed(&self.source.connect(DATABASE).await?).await?;
+        let what = format!("the sink's checkpoint reaches {target}");
+        let caught_up = eventually(SOON, &what, async || {
+            if let Some(status) = daemon.ended()? {
+                return Ok(Look::Yes(Err(anyhow::anyhow!("the daemon ended with {status}"))));
+            }
+            let reached = Lsn(self.number("SELECT max(end_lsn) FROM tailwater.checkpoint FINAL")?);
+            let waiting =
+                self.number("SELECT countIf(state != 'streaming') + (count() = 0) FROM tailwater.table_state FINAL")?;
+            match reached >= target && waiting == 0 {
+                true => Ok(Look::Yes(Ok(()))),
+                false => Ok(Look::NotYet(format!("checkpoint {reached}, {waiting} tables not streaming"))),
+            }
+        });
+        caught_up.await?
+    }
+
+    fn number(&self, sql: &str) -> Result<u64> {
+        self.server.query(sql)?.trim().parse().with_context(|| sql.to_owned())
+    }
+
+    /// With the source quiet: every table holds, for each key, what the source holds.
+    async fn assert_equal(&self, after: &str) -> Result<()> {
+        let source = self.source.connect(DATABASE).await?;
+        for table in TABLES {
+            let name = table.rsplit('.').next().unwrap_or(table);
+            let columns: &[&str] = match name {
+                "ledger" => &["txn", "line", "amount", "note", "at"],
+                "accounts_a" | "accounts_b" => &["id", "balance"],
+                _ => &["id", "body", "extra", "number"],
+            };
+            let of_source = columns
+                .iter()
+                .map(|column| format!("encode(convert_to(coalesce({column}::text, '~'), 'UTF8'), 'hex')"));
+            let sql = format!(
+                "SET TimeZone = 'UTC'; SELECT concat_ws(' ', {}) FROM {table} ORDER BY 1",
+                of_source.collect::<Vec<_>>().join(", ")
+            );
+            let messages = source.simple_query(&sql).await?;
+            let mut truth: Vec<String> = messages
+                .iter()
+                .filter_map(|message| match message {
+                    tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                    _ => None,
+                })
+                .collect();
+            truth.sort();
+            let of_sink = columns.iter().map(|column| format!("lower(hex(ifNull(toString({column}), '~')))"));
+            let sql = format!(
+                "SELECT arrayStringConcat([{}], ' ') FROM mirror.{name}_current",
+                of_sink.collect::<Vec<_>>().join(", ")
+            );
+            let mut held: Vec<String> = self.server.query(&sql)?.lines().map(str::to_owned).collect();
+            held.sort();
+            let differing = truth.iter().zip(&held).find(|(truth, held)| truth != held);
+            ensure!(
+                truth == held,
+                "after {after}: {table} has {} rows, the source {}; first difference {:?}",
+                held.len(),
+                truth.len(),
+                differing.map(|(truth, held)| (truth.get(..60), held.get(..60)))
+            );
+        }
+        Ok(())
+    }
+
+    fn optimize(&self) -> Result<()> {
+        for table in TABLES {
+            let name = table.rsplit('.').next().unwrap_or(table);
+            self.server.query(&format!("OPTIMIZE TABLE mirror.{name} FINAL"))?;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copied_and_streamed_rows_are_what_the_source_has() -> Result<()> {
+    let stage = Stage::start("ch-spine").await?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    stage.assert_equal("the copy").await?;
+    stage.source.execute(DATABASE, EVERY_KIND_OF_CHANGE).await?;
+    stage.catch_up(&mut daemon).await?;
+    stage.assert_equal("every kind of change").await?;
+    daemon.terminate()?;
+    stage.source.execute(DATABASE, "UPDATE churn SET number = number + 1; DELETE FROM accounts_a WHERE id = 1").await?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    stage.assert_equal("a restart").await?;
+    daemon.terminate()
+}
+
+/// H80: what is written again has the versions that it had.
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_of_the_whole_journal_changes_no_result() -> Result<()> {
+    let mut random = Random::new(Random::seed_from_environment());
+    let stage = Stage::start("ch-replay").await?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    let load = Load::start(&stage.source, DATABASE, Workload::ALL, &mut random);
+    for _ in 0..4 {
+        stage.catch_up(&mut daemon).await?;
+        stage.optimize()?;
+    }
+    load.stop().await?;
+    stage.catch_up(&mut daemon).await?;
+    stage.assert_equal("the load").await?;
+    daemon.terminate()?;
+    let held = stage.home.must(&["journal", "ls", "--json"])?;
+    let held: serde_json::Value = serde_json::from_str(&held)?;
+    let first = held.pointer("/0/first").and_then(|lsn| lsn.as_str());
+    let first = first.with_context(|| format!("no first position in {held}"))?;
+    stage.home.must(&["replay", "--from-lsn", first])?;
+    stage.assert_equal("a replay").await?;
+    stage.optimize()?;
+    stage.assert_equal("a replay and merges").await
+}
+
+/// Kills of the daemon and of the server at random moments under every workload.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_lose_and_double_nothing() -> Result<()> {
+    let kills: u32 = std::env::var("TAILWATER_CLICKHOUSE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let mut random = Random::new(Random::seed_from_environment());
+    let mut stage = Stage::start("ch-crash").await?;
+    let mut daemon = stage.home.run()?;
+    let load = Load::start(&stage.source, DATABASE, Workload::ALL, &mut random);
+    for kill in 0..kills {
+        tokio::time::sleep(Duration::from_millis(random.below(900) + 100)).await;
+        if random.below(3) == 0 {
+            stage.server.kill9_and_resume()?;
+        } else {
+            daemon.kill9();
+            daemon = stage.home.run()?;
+        }
+        if kill % 7 == 6 {
+            stage.catch_up(&mut daemon).await?;
+            stage.optimize()?;
+        }
+    }
+    load.stop().await?;
+    stage.catch_up(&mut daemon).await?;
+    stage.assert_equal("all kills").await?;
+    daemon.terminate()
+}
