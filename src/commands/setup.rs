@@ -105,8 +105,8 @@ async fn make_sinks(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
             Finding::error("sink", format!("sink \"{name}\" does not let us make {what}: {}", describe(error)))
                 .hint("`deploy/grants/warehouse.sql` lists the rights, and what an owner may make beforehand.")
         };
-        let has_schema = state::has_schema(client).await.map_err(|error| refused("the state schema", &error))?;
-        if !has_schema {
+        let lacks_schema = state::lacks_schema(client).await.map_err(|error| refused("the state schema", &error))?;
+        if lacks_schema {
             say(&format!("sink {name}: making schema tailwater"));
             client.batch_execute(state::STATE_SCHEMA).await.map_err(|error| refused("the state schema", &error))?;
         }

@@ -61,8 +61,8 @@ impl SinkSession {
     pub async fn ensure_state(&self) -> Result<(), String> {
         match self {
             SinkSession::Postgres(client) => {
-                let has_schema = state::has_schema(client).await.map_err(|error| describe(&error))?;
-                if !has_schema {
+                let lacks_schema = state::lacks_schema(client).await.map_err(|error| describe(&error))?;
+                if lacks_schema {
                     client.batch_execute(state::STATE_SCHEMA).await.map_err(|error| describe(&error))?;
                 }
                 Ok(())

@@ -1,6 +1,5 @@
 //! Loading a snapshot's chunks: COPY out of the source into COPY at the sink, bytes passed through.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -8,13 +7,14 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
+use super::cursor::{self, Marks, StoredCopy};
 use super::encode::masked;
 use super::statements::TableStatements;
-use crate::catalog::{quote_ident, quote_literal};
+use crate::catalog::{TableName, quote_ident, quote_literal};
 use crate::lsn::Lsn;
 use crate::mapping::plan::{InputFrom, Mask, Meta, Plan};
 use crate::sink::state::{TableState, name_text};
-use crate::source::snapshot::Chunk;
+use crate::source::snapshot::{Chunk, Part};
 
 /// Bytes gathered before they are sent on.
 const SEND_BYTES: usize = 256 * 1024;
@@ -34,6 +34,57 @@ pub enum LoadError {
     Fenced,
 }
 
+/// A table on its way into the sink.
+pub struct TableLoad<'a> {
+    pub plan: &'a Plan,
+    statements: TableStatements,
+    marks: Marks,
+    /// The target holds nothing but what the copy brings, and takes rows as they are.
+    is_direct: bool,
+    /// The copy goes on from an earlier one, the oldest of whose snapshots had this `xmin`.
+    since: Option<u64>,
+}
+
+impl<'a> TableLoad<'a> {
+    /// A copy from the first row on; see [`Loader::begin_table`].
+    pub fn fresh(plan: &'a Plan, marks: Marks) -> Self {
+        TableLoad { plan, statements: TableStatements::new(plan, 0), marks, is_direct: false, since: None }
+    }
+
+    /// A copy that goes on.
+    pub fn resumed(plan: &'a Plan, marks: Marks, stored: &StoredCopy) -> Self {
+        let statements = TableStatements::new(plan, 0);
+        TableLoad {
+            plan,
+            marks,
+            is_direct: stored.was_empty && statements.copy_into_target.is_some(),
+            since: stored.oldest_xmin(),
+            statements,
+        }
+    }
+
+    /// How the rows of a chunk are brought in. Of a range that no earlier snapshot was read through, the target lacks every
+    /// row that all of them showed; any newer row may stand in it as it was elsewhere.
+    fn parts(&self, chunk: &Chunk) -> Vec<(Part, Way)> {
+        match (chunk.since, self.since) {
+            (Some(since), _) => vec![(Part::Newer(since), Way::Merge)],
+            (None, Some(since)) if self.is_direct => {
+                vec![(Part::Older(since), Way::Direct), (Part::Newer(since), Way::Merge)]
+            }
+            (None, None) if self.is_direct => vec![(Part::Whole, Way::Direct)],
+            (None, _) => vec![(Part::Whole, Way::Merge)],
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// Copied into the target.
+    Direct,
+    /// Through the stage.
+    Merge,
+}
+
 /// One connection that loads chunks.
 pub struct Loader {
     client: Client,
@@ -41,41 +92,32 @@ pub struct Loader {
     epoch: i64,
     mask_key: Arc<[u8]>,
     lsn: Lsn,
-    stages: HashSet<String>,
+    /// The target that the session's stage is made for.
+    staged: Option<TableName>,
 }
 
 impl Loader {
     pub fn new(client: Client, source: &str, epoch: i64, mask_key: Arc<[u8]>, lsn: Lsn) -> Self {
-        Loader { client, source: source.to_owned(), epoch, mask_key, lsn, stages: HashSet::new() }
+        Loader { client, source: source.to_owned(), epoch, mask_key, lsn, staged: None }
     }
 
-    /// Registers a table's copy. Rows of a copy that was cut short are cleared if the table was empty before it.
-    /// Answers whether chunks may be copied straight into the target.
+    /// Registers a table's copy from the first row on.
     ///
     /// # Errors
     /// The sink refuses, or another daemon has taken over, or rows would come twice.
-    pub async fn begin_table(&mut self, plan: &Plan) -> Result<bool, LoadError> {
-        let statements = TableStatements::new(plan, 0);
+    pub async fn begin_table(&mut self, table: &mut TableLoad<'_>) -> Result<(), LoadError> {
+        let plan = table.plan;
+        let target = name_text(&plan.target);
         let transaction = self.client.transaction().await.map_err(LoadError::Sink)?;
         fence(&transaction, &self.source, self.epoch).await?;
-        // Locked before it is cleared: a chunk whose COMMIT is still under way is then among what is seen.
-        let cut_short = transaction
-            .query_opt(
-                "SELECT state = $3 AND was_empty FROM tailwater.table_state WHERE source = $1 AND target = $2 FOR UPDATE",
-                &[&plan.source, &name_text(&plan.target), &TableState::Copying.as_str()],
-            )
-            .await
-            .map_err(LoadError::Sink)?;
-        if cut_short.is_some_and(|row| row.get(0)) {
-            transaction.batch_execute(&statements.clear).await.map_err(LoadError::Sink)?;
-        }
-        let row = transaction.query_one(&statements.is_empty, &[]).await.map_err(LoadError::Sink)?;
+        let row = transaction.query_one(&table.statements.is_empty, &[]).await.map_err(LoadError::Sink)?;
         let was_empty: bool = row.get(0);
         if !was_empty && plan.is_multiset() {
             let message = "the target holds rows already, and without a key they cannot be told from those of the source: \
                            empty it first";
             return Err(LoadError::Row(message.to_owned()));
         }
+        cursor::forget(&transaction, &self.source, std::slice::from_ref(&target)).await.map_err(LoadError::Sink)?;
         transaction
             .execute(
                 "INSERT INTO tailwater.table_state (source, target, origin, state, lsn, was_empty, epoch) \
@@ -83,7 +125,7 @@ impl Loader {
                  lsn = excluded.lsn, rows = 0, was_empty = excluded.was_empty, epoch = excluded.epoch, reason = NULL, updated_at = now()",
                 &[
                     &plan.source,
-                    &name_text(&plan.target),
+                    &target,
                     &name_text(&plan.from),
                     &TableState::Copying.as_str(),
                     &PgLsn::from(self.lsn.0),
@@ -94,79 +136,125 @@ impl Loader {
             .await
             .map_err(LoadError::Sink)?;
         transaction.commit().await.map_err(LoadError::Sink)?;
-        Ok(was_empty && statements.copy_into_target.is_some())
+        table.is_direct = was_empty && table.statements.copy_into_target.is_some();
+        Ok(())
     }
 
-    /// Copies one chunk and counts it in the table's state, in one transaction. Answers the rows.
+    /// Copies what is missing of one chunk and notes it with the table's state, in one transaction. Answers the rows.
     ///
     /// # Errors
     /// Either end refuses; nothing of the chunk is kept then.
     pub async fn load(
         &mut self,
-        plan: &Plan,
+        table: &TableLoad<'_>,
         chunk: &Chunk,
         reader: &Client,
-        direct: bool,
         report: impl Fn(u64),
     ) -> Result<u64, LoadError> {
-        let statements = TableStatements::new(plan, 0);
-        let inputs: Vec<usize> =
-            if direct { statements.direct_inputs.clone() } else { (0..plan.inputs.len()).collect() };
-        if !direct && self.stages.insert(plan.target.to_string()) {
-            self.client
-                .batch_execute(&format!("DROP TABLE IF EXISTS pg_temp.{}", quote_ident(&statements.upsert_set.stage)))
-                .await
-                .map_err(LoadError::Sink)?;
-            self.stages.retain(|stage| stage == &plan.target.to_string());
-            self.client.batch_execute(&statements.upsert_set.create).await.map_err(LoadError::Sink)?;
+        let plan = table.plan;
+        let parts = table.parts(chunk);
+        if parts.iter().any(|(_, way)| *way == Way::Merge) {
+            self.make_stage(table).await?;
         }
         let transaction = self.client.transaction().await.map_err(LoadError::Sink)?;
-        let copy =
-            if direct { statements.copy_into_target.as_deref() } else { Some(statements.upsert_set.copy.as_str()) };
-        let query = select(plan, chunk, &inputs, self.lsn);
-        let masks: Vec<_> = inputs.iter().map(|&input| plan.inputs[input].mask).collect();
-        let masks = if masks.iter().any(Option::is_some) { masks } else { Vec::new() };
-        let rows =
-            relay(reader, &query, &transaction, copy.unwrap_or_default(), &masks, &self.mask_key, report).await?;
-        if !direct {
-            transaction.execute(&statements.upsert.over_stage, &[]).await.map_err(LoadError::Sink)?;
+        let mut rows = 0;
+        for (part, way) in parts {
+            let (inputs, copy) = match (way, &table.statements.copy_into_target) {
+                (Way::Direct, Some(copy)) => (table.statements.direct_inputs.clone(), copy),
+                (Way::Direct | Way::Merge, _) => ((0..plan.inputs.len()).collect(), &table.statements.upsert_set.copy),
+            };
+            let query = select(plan, &chunk.table, &chunk.part_condition(part), &inputs, self.lsn);
+            let masks: Vec<_> = inputs.iter().map(|&input| plan.inputs[input].mask).collect();
+            let masks = if masks.iter().any(Option::is_some) { masks } else { Vec::new() };
+            rows += relay(reader, &query, &transaction, copy, &masks, &self.mask_key, &report).await?;
+            if way == Way::Merge {
+                // Where the copy is the first, a row that does not match is not in the target by it.
+                let unmatch = table.statements.keyed.as_ref().and_then(|keyed| keyed.unmatch.as_ref());
+                for merge in unmatch.filter(|_| table.since.is_some()).into_iter().chain([&table.statements.upsert]) {
+                    transaction.execute(&merge.over_stage, &[]).await.map_err(LoadError::Sink)?;
+                }
+            }
         }
-        let counted = transaction
+        let counted = i64::try_from(rows).unwrap_or(i64::MAX);
+        cursor::note(&transaction, plan, chunk, &table.marks, counted).await?;
+        let new = if chunk.since.is_none() { counted } else { 0 };
+        let noted = transaction
             .execute(
                 "UPDATE tailwater.table_state SET rows = rows + $4, updated_at = now() \
-                 WHERE source = $1 AND target = $2 AND epoch = $3",
-                &[&plan.source, &name_text(&plan.target), &self.epoch, &i64::try_from(rows).unwrap_or(i64::MAX)],
+                 WHERE source = $1 AND target = $2 AND epoch = $3 AND state = 'copying' AND lsn = $5",
+                &[&plan.source, &name_text(&plan.target), &self.epoch, &new, &PgLsn::from(self.lsn.0)],
             )
             .await
             .map_err(LoadError::Sink)?;
-        if counted != 1 {
+        if noted != 1 {
             return Err(LoadError::Fenced);
         }
         transaction.commit().await.map_err(LoadError::Sink)?;
         Ok(rows)
     }
 
+    async fn make_stage(&mut self, table: &TableLoad<'_>) -> Result<(), LoadError> {
+        if self.staged.as_ref() == Some(&table.plan.target) {
+            return Ok(());
+        }
+        let set = &table.statements.upsert_set;
+        let sql = format!("DROP TABLE IF EXISTS pg_temp.{}; {}", quote_ident(&set.stage), set.create);
+        self.client.batch_execute(&sql).await.map_err(LoadError::Sink)?;
+        self.staged = Some(table.plan.target.clone());
+        Ok(())
+    }
+
     /// All chunks of these tables are in: they wait to join the stream at the snapshot's point, and are whole at `until`.
     ///
     /// # Errors
     /// The sink refuses, or another daemon has taken over.
-    pub async fn finish(&self, plans: &[&Plan], until: Lsn) -> Result<(), LoadError> {
+    pub async fn finish(&mut self, plans: &[&Plan], until: Lsn) -> Result<(), LoadError> {
         let targets: Vec<_> = plans.iter().map(|plan| name_text(&plan.target)).collect();
-        let done = self
-            .client
+        let transaction = self.client.transaction().await.map_err(LoadError::Sink)?;
+        let done = transaction
             .execute(
                 "UPDATE tailwater.table_state SET state = 'catchup', until = $4, joined = false, updated_at = now() \
-                 WHERE source = $1 AND target = ANY($2) AND epoch = $3",
-                &[&self.source, &targets, &self.epoch, &PgLsn::from(until.0)],
+                 WHERE source = $1 AND target = ANY($2) AND epoch = $3 AND lsn = $5",
+                &[&self.source, &targets, &self.epoch, &PgLsn::from(until.0), &PgLsn::from(self.lsn.0)],
             )
             .await
             .map_err(LoadError::Sink)?;
-        if done as usize == plans.len() { Ok(()) } else { Err(LoadError::Fenced) }
+        if done as usize != plans.len() {
+            return Err(LoadError::Fenced);
+        }
+        cursor::forget(&transaction, &self.source, &targets).await.map_err(LoadError::Sink)?;
+        transaction.commit().await.map_err(LoadError::Sink)
     }
 }
 
+/// Takes back what copies that were cut short had written into targets that were empty before. Children come before their
+/// parents.
+///
+/// # Errors
+/// The sink refuses, or another daemon has taken over.
+pub async fn clear(client: &mut Client, source: &str, epoch: i64, plans: &[&Plan]) -> Result<(), LoadError> {
+    let targets: Vec<_> = plans.iter().map(|plan| name_text(&plan.target)).collect();
+    let transaction = client.transaction().await.map_err(LoadError::Sink)?;
+    fence(&transaction, source, epoch).await?;
+    let sql = "UPDATE tailwater.table_state SET state = 'pending', rows = 0, updated_at = now() \
+               WHERE source = $1 AND target = ANY($2) AND epoch = $3 AND state = 'copying' RETURNING target, was_empty";
+    let begun = transaction.query(sql, &[&source, &targets, &epoch]).await.map_err(LoadError::Sink)?;
+    for (plan, target) in plans.iter().zip(&targets) {
+        if begun.iter().any(|row| row.get::<_, &str>(0) == target && row.get(1)) {
+            let statements = TableStatements::new(plan, 0);
+            transaction.batch_execute(&statements.clear).await.map_err(LoadError::Sink)?;
+        }
+    }
+    cursor::forget(&transaction, source, &targets).await.map_err(LoadError::Sink)?;
+    transaction.commit().await.map_err(LoadError::Sink)
+}
+
 /// Fails unless this daemon is the source's owner.
-async fn fence(transaction: &tokio_postgres::Transaction<'_>, source: &str, epoch: i64) -> Result<(), LoadError> {
+pub(super) async fn fence(
+    transaction: &tokio_postgres::Transaction<'_>,
+    source: &str,
+    epoch: i64,
+) -> Result<(), LoadError> {
     let owner = transaction
         .query_opt("SELECT 1 FROM tailwater.checkpoint WHERE source = $1 AND epoch = $2", &[&source, &epoch])
         .await
@@ -175,7 +263,7 @@ async fn fence(transaction: &tokio_postgres::Transaction<'_>, source: &str, epoc
 }
 
 /// The source's query of a chunk: the inputs in the order asked for, in the types that the sink's columns have.
-fn select(plan: &Plan, chunk: &Chunk, inputs: &[usize], lsn: Lsn) -> String {
+fn select(plan: &Plan, table: &TableName, condition: &str, inputs: &[usize], lsn: Lsn) -> String {
     let column = |&input: &usize| {
         let input = &plan.inputs[input];
         match &input.from {
@@ -191,10 +279,9 @@ fn select(plan: &Plan, chunk: &Chunk, inputs: &[usize], lsn: Lsn) -> String {
     };
     let columns: Vec<_> = inputs.iter().map(column).collect();
     format!(
-        "COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)",
+        "COPY (SELECT {} FROM ONLY {} WHERE {condition}) TO STDOUT (FORMAT binary)",
         columns.join(", "),
-        chunk.table.quoted(),
-        chunk.condition()
+        table.quoted()
     )
 }
 

@@ -1,6 +1,7 @@
 //! The Postgres sink: batches by pipelined statements, the checkpoint in the same transaction.
 
 mod apply;
+pub mod cursor;
 pub mod encode;
 pub mod load;
 pub mod state;

@@ -1,4 +1,5 @@
-//! What the sink remembers: `tailwater.checkpoint`, `tailwater.table_state`, `tailwater.view_state`.
+//! What the sink remembers: `tailwater.checkpoint`, `tailwater.table_state`, `tailwater.view_state`, and while tables are
+//! copied `tailwater.copy_chunk`, of which [`super::cursor`] tells.
 //!
 //! `checkpoint` is public: a reader may join on it to know up to which source position the tables it reads are complete,
 //! since it changes in the same transaction as they do.
@@ -51,6 +52,22 @@ CREATE TABLE IF NOT EXISTS tailwater.table_state (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (source, target)
 );
+CREATE TABLE IF NOT EXISTS tailwater.copy_chunk (
+    source text NOT NULL,
+    target text NOT NULL,
+    relation oid NOT NULL,
+    first_block bigint NOT NULL,
+    end_block bigint,
+    rows bigint NOT NULL,
+    lsn pg_lsn NOT NULL,
+    shown_xid bigint NOT NULL,
+    first_xid bigint NOT NULL,
+    origin_layout text NOT NULL,
+    target_layout text NOT NULL,
+    plan text NOT NULL,
+    copied_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (source, target, relation, first_block)
+);
 CREATE TABLE IF NOT EXISTS tailwater.view_state (
     view text NOT NULL,
     source text NOT NULL,
@@ -61,12 +78,19 @@ CREATE TABLE IF NOT EXISTS tailwater.view_state (
 );
 COMMENT ON TABLE tailwater.checkpoint IS 'one row per source: everything that it committed before end_lsn is in the tables';
 COMMENT ON TABLE tailwater.table_state IS 'one row per target table: whether it streams yet, and from where';
+COMMENT ON TABLE tailwater.copy_chunk IS 'one row per range of a source table that a copy under way has brought here';
 COMMENT ON TABLE tailwater.view_state IS 'the source position that each materialized view reflects';
 ";
 
 /// Does the state schema exist?
 pub async fn has_schema(client: &Client) -> Result<bool, tokio_postgres::Error> {
     let row = client.query_one("SELECT to_regclass('tailwater.table_state') IS NOT NULL", &[]).await?;
+    Ok(row.get(0))
+}
+
+/// Does the state schema lack what this version keeps in it? One that an earlier version made does.
+pub async fn lacks_schema(client: &Client) -> Result<bool, tokio_postgres::Error> {
+    let row = client.query_one("SELECT to_regclass('tailwater.copy_chunk') IS NULL", &[]).await?;
     Ok(row.get(0))
 }
 
