@@ -14,6 +14,7 @@ mod keyless;
 mod patience;
 mod refresh;
 mod replay;
+mod resume;
 mod security;
 mod setup;
 mod sink_postgres;

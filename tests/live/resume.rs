@@ -1,0 +1,387 @@
+//! A first copy that was cut short goes on from the ranges that the sink holds, whatever happened to them meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use tailwater::catalog::TableName;
+use tailwater::postgres::url::PgUrl;
+use tailwater::source::snapshot::{Snapshot, SnapshotError};
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+
+use crate::support::cluster::{Cluster, Options};
+use crate::support::daemon::{Daemon, Home};
+use crate::support::pair::{DATABASE, SOON};
+use crate::support::postgres::Version;
+use crate::support::random::Random;
+use crate::support::wait::{Look, eventually};
+
+/// Seven rows a block, so that the table has seven chunks; every twentieth has a value that is stored out of line, which
+/// updates leave out of the stream.
+const ROWS: i64 = 100_000;
+const SOURCE: &str = "
+    CREATE TABLE big (id int PRIMARY KEY, body text, note text, number int NOT NULL) WITH (autovacuum_enabled = off);
+    ALTER TABLE big ALTER body SET STORAGE EXTERNAL, ALTER note SET STORAGE PLAIN;
+    INSERT INTO big SELECT id, CASE WHEN id % 20 = 1 THEN repeat(md5(id::text), 100) END, repeat('n', 1000), id
+    FROM generate_series(1, 100000) id";
+
+const MAPPING: &str =
+    "source = \"src\"\nsink = \"dst\"\n\n[table.\"mirror.big\"]\nfrom = \"public.big\"\ncolumns = \"*\"\n";
+
+/// Lets no more than so many chunks into the target.
+const GATE: &str = "
+    CREATE TABLE gate AS SELECT 0 AS chunks;
+    CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        WHILE (SELECT count(*) FROM tailwater.copy_chunk) >= (SELECT chunks FROM public.gate) LOOP
+            PERFORM pg_sleep(0.01);
+        END LOOP;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER gate BEFORE INSERT ON mirror.big EXECUTE FUNCTION gate()";
+
+/// What moves rows about while no daemon runs: room in the ranges that were copied for rows that were not, keys that are
+/// given up, taken over and swapped, and values that only the copy brings.
+const MOVES: &[&str] = &[
+    "DELETE FROM big WHERE id < 20000 AND id % 10 = 0",
+    "VACUUM big",
+    "UPDATE big SET number = number + 1 WHERE id > 90000 AND id % 10 = 1",
+    "UPDATE big SET id = id + 1000000 WHERE id BETWEEN 95000 AND 95200",
+    "UPDATE big SET number = -number WHERE id BETWEEN 30000 AND 30400",
+    "UPDATE big SET id = -1 WHERE id = 41; UPDATE big SET id = 41 WHERE id = 99941; UPDATE big SET id = 99941 WHERE id = -1",
+    "DELETE FROM big WHERE id = 61; UPDATE big SET id = 61 WHERE id = 99961",
+    "DELETE FROM big WHERE id = 81; INSERT INTO big VALUES (81, NULL, 'again', 0)",
+];
+
+struct Gated {
+    source: Cluster,
+    sink: Cluster,
+    home: Home,
+    client: Client,
+    held: Client,
+}
+
+impl Gated {
+    async fn new(name: &str, version: Version) -> Result<Gated> {
+        let source = Cluster::start(&format!("{name}-source"), version, Options::default())?;
+        let sink = Cluster::new(&format!("{name}-sink"))?;
+        source.execute(DATABASE, SOURCE).await?;
+        sink.execute(DATABASE, "CREATE SCHEMA mirror").await?;
+        let home = Home::pair(name, &source, &sink, DATABASE, MAPPING)?;
+        home.setup()?;
+        sink.execute(DATABASE, GATE).await?;
+        let (client, held) = (source.connect(DATABASE).await?, sink.connect(DATABASE).await?);
+        Ok(Gated { source, sink, home, client, held })
+    }
+
+    /// Opens the gate for so many chunks and waits until they are in; the rows that came with them.
+    async fn let_in(&self, chunks: i32) -> Result<i64> {
+        self.held.execute("UPDATE gate SET chunks = $1", &[&chunks]).await?;
+        eventually(SOON, &format!("{chunks} chunks are in"), async || {
+            let sql = "SELECT count(*)::int, coalesce(sum(rows), 0)::bigint FROM tailwater.copy_chunk";
+            let row = self.held.query_one(sql, &[]).await?;
+            let (found, rows): (i32, i64) = (row.get(0), row.get(1));
+            Ok(if found >= chunks { Look::Yes(rows) } else { Look::NotYet(format!("{found}")) })
+        })
+        .await
+    }
+
+    /// Kills the daemon; what it has at the sink waits at the gate and would not notice.
+    async fn kill(&self, daemon: &mut Daemon) -> Result<()> {
+        daemon.kill9();
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tailwater copy'";
+        self.held.execute(sql, &[]).await?;
+        Ok(())
+    }
+
+    /// Copies so many chunks, then kills the daemon, whose checkpoint is past the copy's snapshot by then.
+    async fn cut_short(&self, chunks: i32) -> Result<()> {
+        let mut daemon = self.home.run()?;
+        self.let_in(chunks).await?;
+        eventually(SOON, "the checkpoint has passed the snapshot", async || {
+            let sql =
+                "SELECT (SELECT min(end_lsn) FROM tailwater.checkpoint) > (SELECT max(lsn) FROM tailwater.table_state)";
+            let passed: bool = self.held.query_one(sql, &[]).await?.get(0);
+            Ok(if passed { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
+        })
+        .await?;
+        self.kill(&mut daemon).await
+    }
+
+    async fn rows_in_chunks(&self) -> Result<i64> {
+        let sql = "SELECT coalesce(sum(rows), 0)::bigint FROM tailwater.copy_chunk";
+        Ok(self.held.query_one(sql, &[]).await?.get(0))
+    }
+
+    /// Opens the gate for good and waits until the table streams and equals the source's.
+    async fn complete(&self, daemon: &mut Daemon) -> Result<()> {
+        self.held.execute("UPDATE gate SET chunks = 1000000", &[]).await?;
+        daemon.wait_caught_up(&self.client, &self.held, SOON).await?;
+        self.assert_equal().await
+    }
+
+    async fn assert_equal(&self) -> Result<()> {
+        let (truth, held) = (digests(&self.client, "big").await?, digests(&self.held, "mirror.big").await?);
+        let differ: Vec<_> = truth.iter().filter(|row| !held.contains(row)).take(3).collect();
+        ensure!(truth == held, "the target differs, of the source's rows by {differ:?} among others");
+        let left: i64 = self.held.query_one("SELECT count(*) FROM tailwater.copy_chunk", &[]).await?.get(0);
+        ensure!(left == 0, "{left} chunks are remembered after the copy");
+        Ok(())
+    }
+}
+
+/// A digest for each hundred keys.
+async fn digests(client: &Client, table: &str) -> Result<Vec<(i32, i64, String)>> {
+    let sql = format!(
+        "SELECT id / 100, count(*), md5(string_agg(concat_ws('|', id, md5(body), md5(note), number), ',' ORDER BY id)) \
+         FROM {table} GROUP BY 1 ORDER BY 1"
+    );
+    let rows = client.query(&sql, &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+}
+
+fn copied(daemon: &Daemon) -> Result<i64> {
+    Ok(daemon.metric("tailwater_snapshot_rows_total")? as i64)
+}
+
+/// Rows that move from a range not yet copied into one that was, and all else that happens between two snapshots.
+async fn moved_rows_are_copied_and_few_others(version: Version) -> Result<()> {
+    let gated = Gated::new("moves", version).await?;
+    gated.cut_short(3).await?;
+    for statements in MOVES {
+        gated.client.batch_execute(statements).await?;
+    }
+    let sql = "SELECT count(*) FROM big WHERE id > 90000 AND ctid < '(2048,0)' AND body IS NOT NULL";
+    let moved: i64 = gated.client.query_one(sql, &[]).await?.get(0);
+    ensure!(moved > 100, "only {moved} rows moved into the first range");
+
+    // The second attempt is cut short too, between the rows that it reads again and those that it reads first.
+    let mut daemon = gated.home.run()?;
+    gated.let_in(4).await?;
+    // After its snapshot: values that are not sent, of rows that moved.
+    gated.client.batch_execute("UPDATE big SET number = number + 7 WHERE id > 90000 AND id % 20 = 1").await?;
+    gated.kill(&mut daemon).await?;
+    for statements in MOVES {
+        gated.client.batch_execute(statements).await?;
+    }
+    let had = gated.rows_in_chunks().await?;
+    let mut daemon = gated.home.run()?;
+    gated.let_in(5).await?;
+    gated.client.batch_execute("UPDATE big SET number = number + 9 WHERE id % 20 = 1").await?;
+    gated.complete(&mut daemon).await?;
+    ensure!(!daemon.log().contains("begins anew"), "the copy went on each time");
+    // What was not there, and what was written in ranges that were.
+    let (rows, most) = (copied(&daemon)?, ROWS - had + 10_000);
+    ensure!(rows <= most, "{rows} rows were copied where {had} were there, not at most {most}");
+    daemon.terminate()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moved_rows_of_15_are_copied_and_few_others() -> Result<()> {
+    moved_rows_are_copied_and_few_others(Version::V15).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moved_rows_of_18_are_copied_and_few_others() -> Result<()> {
+    moved_rows_are_copied_and_few_others(Version::V18).await
+}
+
+/// A writer that never rests: values that are not sent, keys that change, rows that go and come.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<Result<u64>>,
+}
+
+impl Writer {
+    async fn start(source: &Cluster, mut random: Random) -> Result<Writer> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, client) = (stop.clone(), source.connect(DATABASE).await?);
+        let task = tokio::spawn(async move {
+            let mut commits = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                client.batch_execute(&transaction(&mut random)).await?;
+                commits += 1;
+            }
+            Ok(commits)
+        });
+        Ok(Writer { stop, task })
+    }
+
+    async fn stop(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.context("the writer panicked")?
+    }
+}
+
+fn transaction(random: &mut Random) -> String {
+    let mut sql = String::from("BEGIN;");
+    for _ in 0..=random.below(3) {
+        // Half of it on few keys, so that much happens to the same rows.
+        let range = if random.one_in(2) { 300 } else { 100_000 };
+        let (one, two) = (random.id(range), random.id(range));
+        let number = random.below(1_000_000);
+        let free = format!("NOT EXISTS (SELECT FROM big WHERE id = {two})");
+        sql.push_str(&match random.below(10) {
+            0..5 => format!("UPDATE big SET number = {number} WHERE id = {one};"),
+            5 => format!("UPDATE big SET id = {two} WHERE id = {one} AND {free};"),
+            6 => format!(
+                "UPDATE big SET id = -1 WHERE id = {one}; UPDATE big SET id = {one} WHERE id = {two}; \
+                 UPDATE big SET id = {two} WHERE id = -1;"
+            ),
+            7 => format!("DELETE FROM big WHERE id = {one};"),
+            8 => format!(
+                "SAVEPOINT s; INSERT INTO big VALUES ({two}, repeat(md5('{number}'), 90), 'new', {number}) \
+                 ON CONFLICT DO NOTHING; RELEASE s;"
+            ),
+            _ => format!("UPDATE big SET body = repeat(md5('{number}'), 80) WHERE id = {one};"),
+        });
+    }
+    sql.push_str("COMMIT");
+    sql
+}
+
+async fn killed_copy_costs_the_chunks_in_flight(version: Version) -> Result<()> {
+    let seed = Random::seed_from_environment();
+    eprintln!("TAILWATER_SEED={seed}");
+    let mut random = Random::new(seed);
+    let gated = Gated::new("kills", version).await?;
+    let writer = Writer::start(&gated.source, random.fork()).await?;
+    let mut rows = 0;
+    for chunks in [1, 3, 4, 5, 6] {
+        let mut daemon = gated.home.run()?;
+        daemon.wait_serving().await?;
+        gated.let_in(chunks).await?;
+        rows += copied(&daemon)?;
+        gated.kill(&mut daemon).await?;
+    }
+    let mut daemon = gated.home.run()?;
+    daemon.wait_serving().await?;
+    gated.held.execute("UPDATE gate SET chunks = 1000000", &[]).await?;
+    daemon.wait_caught_up(&gated.client, &gated.held, SOON).await?;
+    rows += copied(&daemon)?;
+    let commits = writer.stop().await?;
+    gated.complete(&mut daemon).await?;
+    eprintln!("{commits} commits, {rows} rows copied over six attempts at {ROWS}");
+    ensure!(!daemon.log().contains("begins anew"), "the copy went on each time");
+    // Begun anew each time it would be some three times the table.
+    ensure!(rows < ROWS * 3 / 2, "{rows} rows were copied");
+    daemon.terminate()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_copy_of_15_costs_the_chunks_in_flight() -> Result<()> {
+    killed_copy_costs_the_chunks_in_flight(Version::V15).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_copy_of_18_costs_the_chunks_in_flight() -> Result<()> {
+    killed_copy_costs_the_chunks_in_flight(Version::V18).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_goes_on_by_itself_after_its_connections_broke() -> Result<()> {
+    let gated = Gated::new("broken", Version::V15).await?;
+    let mut daemon = gated.home.run()?;
+    let had = gated.let_in(4).await?;
+    for client in [&gated.client, &gated.held] {
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tailwater copy'";
+        client.execute(sql, &[]).await?;
+        gated.client.batch_execute("UPDATE big SET number = 0 WHERE id % 1000 = 1").await?;
+        eventually(SOON, "the copy goes on", async || {
+            let times = daemon.log().matches("copy goes on").count();
+            Ok(if times >= 1 { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
+        })
+        .await?;
+    }
+    gated.complete(&mut daemon).await?;
+    let rows = copied(&daemon)?;
+    ensure!(rows < ROWS * 3 / 2, "{rows} rows were copied, {had} before the connections broke");
+    daemon.terminate()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_begins_anew_where_going_on_would_not_be_exact() -> Result<()> {
+    let gated = Gated::new("anew", Version::V15).await?;
+    let data = gated.home.data_dir();
+    let narrower = MAPPING.replace("\"*\"\n", "\"*\"\nexclude = [\"note\"]\n");
+    let config = Home::pair_config(&gated.source, &gated.sink, DATABASE);
+    // What is done at either end while no daemon runs, and what is said of it.
+    let cases = [
+        ("VACUUM FULL big", "", "rewritten"),
+        ("ALTER TABLE big ALTER number TYPE bigint; ALTER TABLE big ALTER number TYPE int", "", "rewritten"),
+        ("ALTER TABLE big DROP note; ALTER TABLE big ADD note text DEFAULT 'x'", "", "altered"),
+        (
+            "TRUNCATE big; INSERT INTO big (id, note, number) SELECT id, repeat('n', 1000), id FROM generate_series(1, 60000) id",
+            "",
+            "truncated",
+        ),
+        ("", "TRUNCATE mirror.big", "the target was"),
+        ("", "journal", "the journal does not reach back"),
+        ("", "mapping", "the mapping has changed"),
+    ];
+    for (at_source, at_sink, reason) in cases {
+        gated.cut_short(2).await?;
+        gated.client.batch_execute(at_source).await?;
+        match at_sink {
+            "journal" => std::fs::remove_dir_all(&data)?,
+            "mapping" => gated.home.configure(&config, &[("mapping.toml", &narrower)])?,
+            sql => gated.held.batch_execute(sql).await?,
+        }
+        let mut daemon = gated.home.run()?;
+        let before = daemon.log().len();
+        if at_sink == "mapping" {
+            gated.held.batch_execute("UPDATE gate SET chunks = 1000000").await?;
+            daemon.wait_caught_up(&gated.client, &gated.held, SOON).await?;
+        } else {
+            gated.complete(&mut daemon).await.with_context(|| format!("after {at_source}{at_sink}"))?;
+        }
+        let log = daemon.log();
+        let said = log.get(before..).unwrap_or_default();
+        let line = said.lines().find(|line| line.contains("begins anew")).context("it went on")?;
+        ensure!(line.contains(reason), "after {at_source}{at_sink}: {line}");
+        daemon.terminate()?;
+        gated
+            .held
+            .batch_execute("DELETE FROM tailwater.table_state; TRUNCATE mirror.big; UPDATE gate SET chunks = 0")
+            .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_exchanged_a_unique_value_make_the_copy_begin_anew() -> Result<()> {
+    let gated = Gated::new("unique", Version::V15).await?;
+    gated.client.batch_execute("CREATE UNIQUE INDEX ON big (number)").await?;
+    gated.held.batch_execute("CREATE UNIQUE INDEX ON mirror.big (number)").await?;
+    gated.cut_short(3).await?;
+    let swap = "UPDATE big SET number = -1 WHERE id = 5; UPDATE big SET number = 5 WHERE id = 20000; \
+                UPDATE big SET number = 20000 WHERE id = 5";
+    gated.client.batch_execute(swap).await?;
+    let mut daemon = gated.home.run()?;
+    gated.complete(&mut daemon).await?;
+    ensure!(daemon.log().contains("copy does not go on from what it has"), "the conflict was met");
+    daemon.terminate()
+}
+
+/// An ALTER TABLE that rewrites takes the rows away from older snapshots, and nothing in the stream tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn rewrite_after_the_snapshot_is_no_empty_table() -> Result<()> {
+    let source = Cluster::new("rewritten")?;
+    source
+        .execute(DATABASE, "CREATE TABLE kept AS SELECT 1 AS number; CREATE TABLE rewritten AS SELECT 1 AS number")
+        .await?;
+    let url = PgUrl::parse(&format!("{}?sslmode=disable", source.url(DATABASE)))?;
+    let snapshot = Snapshot::export(&url, "copy", 2).await?;
+    source.execute(DATABASE, "ALTER TABLE rewritten ALTER number TYPE bigint").await?;
+    let kept = snapshot.open(&TableName::new("public", "kept")).await?;
+    ensure!(kept.len() == 1);
+    let rewritten = snapshot.open(&TableName::new("public", "rewritten")).await;
+    ensure!(matches!(rewritten, Err(SnapshotError::Rewritten(_))), "it looks empty now: {rewritten:?}");
+
+    // From then on nobody can.
+    let blocked =
+        source.execute(DATABASE, "SET lock_timeout = '100ms'; ALTER TABLE kept ALTER number TYPE bigint").await;
+    ensure!(blocked.is_err(), "the table was rewritten under the copy");
+    Ok(())
+}
