@@ -139,6 +139,9 @@ async fn copy_all(job: &CopyJob, hold: &Hold, anew: &mut BTreeSet<usize>) -> Res
     info!(sink = %job.link.name, %lsn, tables = %tables.join(", "), "copying");
     let outsets = memory.decide(job, &mut control, &snapshot, &ordered(job)).await?;
     anew.clear();
+    if outsets.iter().all(|outset| outset.resumed.is_none()) {
+        hold.set(received);
+    }
     go_on(job, &outsets, &snapshot, hold).await?;
     let mut loaders = vec![Loader::new(control, &job.link.source, job.epoch, job.link.mask_key.clone(), lsn)];
     while loaders.len() < job.connections {

@@ -54,7 +54,23 @@ const MOVES: &[&str] = &[
     "DELETE FROM big WHERE id = 81; INSERT INTO big VALUES (81, NULL, 'again', 0)",
 ];
 
+/// What is copied, where it differs from the usual.
+#[derive(Clone, Copy)]
+struct Recipe {
+    source: &'static str,
+    /// Lines of the mapping's section.
+    lines: &'static str,
+    /// Further sections.
+    sections: &'static str,
+    /// What of the source the target is to hold, and what of the target that is.
+    truth: &'static str,
+    held: &'static str,
+}
+
+const USUAL: Recipe = Recipe { source: SOURCE, lines: "", sections: "", truth: "big", held: "mirror.big" };
+
 struct Gated {
+    recipe: Recipe,
     source: Cluster,
     sink: Cluster,
     home: Home,
@@ -64,15 +80,20 @@ struct Gated {
 
 impl Gated {
     async fn new(name: &str, version: Version) -> Result<Gated> {
+        Gated::make(name, version, USUAL).await
+    }
+
+    async fn make(name: &str, version: Version, recipe: Recipe) -> Result<Gated> {
         let source = Cluster::start(&format!("{name}-source"), version, Options::default())?;
         let sink = Cluster::new(&format!("{name}-sink"))?;
-        source.execute(DATABASE, SOURCE).await?;
+        source.execute(DATABASE, recipe.source).await?;
         sink.execute(DATABASE, "CREATE SCHEMA mirror").await?;
-        let home = Home::pair(name, &source, &sink, DATABASE, MAPPING)?;
+        let home =
+            Home::pair(name, &source, &sink, DATABASE, &format!("{MAPPING}{}\n{}", recipe.lines, recipe.sections))?;
         home.setup()?;
         sink.execute(DATABASE, GATE).await?;
         let (client, held) = (source.connect(DATABASE).await?, sink.connect(DATABASE).await?);
-        Ok(Gated { source, sink, home, client, held })
+        Ok(Gated { recipe, source, sink, home, client, held })
     }
 
     /// Opens the gate for so many chunks and waits until they are in; the rows that came with them.
@@ -122,7 +143,8 @@ impl Gated {
     }
 
     async fn assert_equal(&self) -> Result<()> {
-        let (truth, held) = (digests(&self.client, "big").await?, digests(&self.held, "mirror.big").await?);
+        let (truth, held) =
+            (digests(&self.client, self.recipe.truth).await?, digests(&self.held, self.recipe.held).await?);
         let differ: Vec<_> = truth.iter().filter(|row| !held.contains(row)).take(3).collect();
         ensure!(truth == held, "the target differs, of the source's rows by {differ:?} among others");
         let left: i64 = self.held.query_one("SELECT count(*) FROM tailwater.copy_chunk", &[]).await?.get(0);
@@ -277,6 +299,105 @@ async fn killed_copy_of_15_costs_the_chunks_in_flight() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_copy_of_18_costs_the_chunks_in_flight() -> Result<()> {
     killed_copy_costs_the_chunks_in_flight(Version::V18).await
+}
+
+/// Each kind of plan for which a copy goes on ends as if it had never been cut short.
+async fn goes_on(name: &str, recipe: Recipe, meanwhile: &[&str]) -> Result<()> {
+    let gated = Gated::make(name, Version::V15, recipe).await?;
+    gated.cut_short(3).await?;
+    for statements in meanwhile {
+        gated.client.batch_execute(statements).await?;
+    }
+    let mut daemon = gated.home.run()?;
+    gated.let_in(4).await?;
+    gated.client.batch_execute("UPDATE big SET number = number + 1 WHERE id % 20 = 1").await?;
+    gated.complete(&mut daemon).await?;
+    ensure!(!daemon.log().contains("begins anew"), "the copy went on");
+    daemon.terminate()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_stopped_matching_are_gone_when_the_copy_went_on() -> Result<()> {
+    let recipe = Recipe {
+        lines: "where = \"number % 3 <> 0\"\n",
+        truth: "(SELECT * FROM big WHERE number % 3 <> 0) AS q",
+        ..USUAL
+    };
+    goes_on("filtered", recipe, MOVES).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_deleted_between_two_snapshots_are_never_marked_but_gone() -> Result<()> {
+    let recipe = Recipe {
+        lines: "delete = \"soft\"\n",
+        held: "(SELECT * FROM mirror.big WHERE NOT _tailwater_deleted) AS q",
+        ..USUAL
+    };
+    goes_on("soft", recipe, MOVES).await
+}
+
+/// Three leaves of three chunks; the first and part of the second are copied when the copy is cut short.
+const PARTITIONED: &str = "
+    CREATE TABLE big (id int PRIMARY KEY, body text, note text, number int NOT NULL) PARTITION BY RANGE (id);
+    ALTER TABLE big ALTER body SET STORAGE EXTERNAL, ALTER note SET STORAGE PLAIN;
+    CREATE TABLE big_a PARTITION OF big FOR VALUES FROM (-10) TO (40000) WITH (autovacuum_enabled = off);
+    CREATE TABLE big_b PARTITION OF big FOR VALUES FROM (40000) TO (80000) WITH (autovacuum_enabled = off);
+    CREATE TABLE big_c PARTITION OF big FOR VALUES FROM (80000) TO (2000000) WITH (autovacuum_enabled = off);
+    INSERT INTO big SELECT id, CASE WHEN id % 20 = 1 THEN repeat(md5(id::text), 100) END, repeat('n', 1000), id
+    FROM generate_series(1, 100000) id";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_of_partitions_goes_on() -> Result<()> {
+    let across = "DELETE FROM big WHERE id BETWEEN 1001 AND 1100;
+                  UPDATE big SET id = id - 49000 WHERE id BETWEEN 50001 AND 50100;
+                  CREATE TABLE big_d PARTITION OF big FOR VALUES FROM (3000000) TO (4000000);
+                  UPDATE big SET id = id + 3000000 WHERE id BETWEEN 60001 AND 60100";
+    let meanwhile: Vec<_> = MOVES.iter().copied().chain([across]).collect();
+    goes_on("parts", Recipe { source: PARTITIONED, ..USUAL }, &meanwhile).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_begins_anew_when_a_copied_partition_is_gone() -> Result<()> {
+    let gated = Gated::make("detached", Version::V15, Recipe { source: PARTITIONED, ..USUAL }).await?;
+    gated.cut_short(3).await?;
+    gated.client.batch_execute("ALTER TABLE big DETACH PARTITION big_a").await?;
+    let mut daemon = gated.home.run()?;
+    gated.complete(&mut daemon).await?;
+    ensure!(daemon.log().contains("begins anew"), "what was copied of it is no longer of the table");
+    daemon.terminate()
+}
+
+/// Rows of `big` refer to rows of `parent`, at both ends.
+const FAMILY: &str = "
+    CREATE TABLE parent (id int PRIMARY KEY, name text);
+    INSERT INTO parent SELECT id, 'first' FROM generate_series(1, 100) id;
+    CREATE TABLE big (id int PRIMARY KEY, body text, note text, number int NOT NULL REFERENCES parent) WITH (autovacuum_enabled = off);
+    ALTER TABLE big ALTER body SET STORAGE EXTERNAL, ALTER note SET STORAGE PLAIN;
+    INSERT INTO big SELECT id, NULL, repeat('n', 1000), 1 + id % 100 FROM generate_series(1, 100000) id";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_refer_to_each_other_go_on_or_begin_anew_together() -> Result<()> {
+    let sections = "[table.\"mirror.parent\"]\nfrom = \"public.parent\"\ncolumns = \"*\"\n";
+    let gated = Gated::make("family", Version::V15, Recipe { source: FAMILY, sections, ..USUAL }).await?;
+    gated.held.batch_execute("ALTER TABLE mirror.big ADD FOREIGN KEY (number) REFERENCES mirror.parent").await?;
+    gated.cut_short(3).await?;
+    let meanwhile = "DELETE FROM big WHERE number = 7; DELETE FROM parent WHERE id = 7;
+                     INSERT INTO parent VALUES (101, 'new'); UPDATE big SET number = 101 WHERE number = 8;
+                     UPDATE parent SET name = 'other' WHERE id = 9";
+    gated.client.batch_execute(meanwhile).await?;
+    gated.cut_short(6).await?;
+    let log = std::fs::read_to_string(gated.home.path().join("log"))?;
+    ensure!(log.contains("copy goes on") && !log.contains("begins anew"), "both went on");
+    gated.client.batch_execute("VACUUM FULL parent").await?;
+    let mut daemon = gated.home.run()?;
+    gated.complete(&mut daemon).await?;
+    let log = daemon.log();
+    ensure!(log.contains("a table that it refers to begins anew"), "both began anew");
+    let sql = "SELECT string_agg(concat_ws(' ', id, name), ',' ORDER BY id) FROM ";
+    let truth: String = gated.client.query_one(&format!("{sql} parent"), &[]).await?.get(0);
+    let held: String = gated.held.query_one(&format!("{sql} mirror.parent"), &[]).await?.get(0);
+    ensure!(truth == held, "parents differ");
+    daemon.terminate()
 }
 
 #[tokio::test(flavor = "multi_thread")]

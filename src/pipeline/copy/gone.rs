@@ -5,6 +5,7 @@
 //! those that are read again. So order does not matter, every part may be done twice, and what is done is noted at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -18,6 +19,9 @@ use crate::postgres::error::describe;
 use crate::sink::ApplyError;
 use crate::sink::postgres::{PostgresSink, SinkSetup, cursor};
 use crate::sink::state::name_text;
+
+/// After this without news what was read is noted: a full journal takes no more in before it is let go.
+const STALL: Duration = Duration::from_secs(1);
 
 impl From<JournalError> for Broken {
     fn from(error: JournalError) -> Self {
@@ -40,12 +44,19 @@ pub(super) async fn remove(job: &CopyJob, tables: &[(usize, Lsn)], until: Lsn, h
     let mut ended = from >= until;
     let mut rest: Option<(Bytes, usize)> = None;
     while !ended || rest.is_some() || !builder.is_empty() {
+        let mut is_stalled = false;
         if rest.is_none() && !ended && !builder.is_full() {
-            match reader.next().await? {
-                Item::Restarted if builder.at_boundary() => {}
+            let next = tokio::select! {
+                biased;
+                item = reader.next() => Some(item?),
+                () = tokio::time::sleep(STALL) => None,
+            };
+            match next {
+                None => is_stalled = true,
+                Some(Item::Restarted) if builder.at_boundary() => {}
                 // Some of a transaction that comes again may be removed already, which does no harm.
-                Item::Restarted => return Err(Broken::Again("the stream began again".to_owned())),
-                Item::Block(block) => {
+                Some(Item::Restarted) => return Err(Broken::Again("the stream began again".to_owned())),
+                Some(Item::Block(block)) => {
                     ended = block.end.end_lsn >= until;
                     rest = Some((block.bytes, 0));
                 }
@@ -57,7 +68,7 @@ pub(super) async fn remove(job: &CopyJob, tables: &[(usize, Lsn)], until: Lsn, h
                 Taken::Until(next) => rest = Some((bytes, next)),
             }
         }
-        if builder.is_full() || (ended && rest.is_none()) {
+        if builder.is_full() || is_stalled || (ended && rest.is_none()) {
             let batch = builder.take();
             let reached = builder.reached().end_lsn.min(until);
             remover.remove(batch, reached).await?;

@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::{Broken, CopyJob};
 use crate::lsn::Lsn;
-use crate::mapping::plan::{DeleteMode, Mode, Plan};
+use crate::mapping::plan::{DeleteMode, Mode};
 use crate::sink::postgres::cursor::{self, Marks, StoredCopy};
 use crate::sink::postgres::load;
 use crate::sink::state::name_text;
@@ -57,16 +57,16 @@ impl Memory {
         plans: &[usize],
     ) -> Result<Vec<Outset>, Broken> {
         let Memory { mut copies, anew } = self;
-        let failed = |error| super::broken(job, None, error);
         let mut outsets = Vec::new();
         let mut cleared: Vec<usize> = Vec::new();
         for &plan_index in plans {
             let plan = &job.link.plans[plan_index];
             let leaves = snapshot.open(&plan.from).await?;
+            let target_layout = cursor::target_layout(client, &plan.target).await;
             let marks = Marks {
                 lsn: snapshot.lsn(),
                 xmin: snapshot.horizon().xmin,
-                target_layout: cursor::target_layout(client, &plan.target).await.map_err(failed)?,
+                target_layout: target_layout.map_err(|error| super::broken(job, Some(plan_index), error))?,
                 plan: cursor::plan_digest(plan, &job.link.mask_key),
             };
             let mut outset = Outset { plan_index, leaves, marks, resumed: copies.remove(&plan_index) };
@@ -96,8 +96,10 @@ impl Memory {
             }
             outsets.push(outset);
         }
-        let clearing: Vec<&Plan> = cleared.iter().rev().map(|&plan| job.link.plans[plan].as_ref()).collect();
-        load::clear(client, &job.link.source, job.epoch, &clearing).await.map_err(failed)?;
+        for &plan_index in cleared.iter().rev() {
+            let clearing = load::clear(client, job.epoch, &job.link.plans[plan_index]);
+            clearing.await.map_err(|error| super::broken(job, Some(plan_index), error))?;
+        }
         Ok(outsets)
     }
 }

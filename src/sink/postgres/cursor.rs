@@ -174,12 +174,14 @@ pub async fn note_gone(
     if noted as usize == targets.len() { Ok(()) } else { Err(LoadError::Fenced) }
 }
 
-/// The files of a target: a target that is emptied, made anew or swapped has others.
+/// The files of a target: a target that is emptied, made anew or swapped has others. An unlogged one, which a crash empties
+/// in place, is never the same twice.
 ///
 /// # Errors
 /// The sink refuses.
 pub async fn target_layout(client: &Client, target: &TableName) -> Result<String, LoadError> {
-    let sql = "SELECT coalesce(string_agg(concat(c.oid, ':', pg_relation_filenode(c.oid)), ' ' ORDER BY c.oid), '') \
+    let sql = "SELECT concat(string_agg(concat(c.oid, ':', pg_relation_filenode(c.oid)), ' ' ORDER BY c.oid), \
+               CASE WHEN bool_or(c.relpersistence = 'u') THEN clock_timestamp() END) \
                FROM pg_class AS c WHERE c.oid = $1::text::regclass \
                OR c.oid IN (SELECT p.relid FROM pg_partition_tree($1::text::regclass) AS p)";
     let row = client.query_one(sql, &[&target.quoted()]).await.map_err(LoadError::Sink)?;

@@ -110,6 +110,7 @@ impl Loader {
         let target = name_text(&plan.target);
         let transaction = self.client.transaction().await.map_err(LoadError::Sink)?;
         fence(&transaction, &self.source, self.epoch).await?;
+        clear_in(&transaction, plan).await?;
         let row = transaction.query_one(&table.statements.is_empty, &[]).await.map_err(LoadError::Sink)?;
         let was_empty: bool = row.get(0);
         if !was_empty && plan.is_multiset() {
@@ -117,7 +118,6 @@ impl Loader {
                            empty it first";
             return Err(LoadError::Row(message.to_owned()));
         }
-        cursor::forget(&transaction, &self.source, std::slice::from_ref(&target)).await.map_err(LoadError::Sink)?;
         transaction
             .execute(
                 "INSERT INTO tailwater.table_state (source, target, origin, state, lsn, was_empty, epoch) \
@@ -227,26 +227,29 @@ impl Loader {
     }
 }
 
-/// Takes back what copies that were cut short had written into targets that were empty before. Children come before their
+/// Takes back what a copy that was cut short had written into a target that was empty before. Children go before their
 /// parents.
 ///
 /// # Errors
 /// The sink refuses, or another daemon has taken over.
-pub async fn clear(client: &mut Client, source: &str, epoch: i64, plans: &[&Plan]) -> Result<(), LoadError> {
-    let targets: Vec<_> = plans.iter().map(|plan| name_text(&plan.target)).collect();
+pub async fn clear(client: &mut Client, epoch: i64, plan: &Plan) -> Result<(), LoadError> {
     let transaction = client.transaction().await.map_err(LoadError::Sink)?;
-    fence(&transaction, source, epoch).await?;
-    let sql = "UPDATE tailwater.table_state SET state = 'pending', rows = 0, updated_at = now() \
-               WHERE source = $1 AND target = ANY($2) AND epoch = $3 AND state = 'copying' RETURNING target, was_empty";
-    let begun = transaction.query(sql, &[&source, &targets, &epoch]).await.map_err(LoadError::Sink)?;
-    for (plan, target) in plans.iter().zip(&targets) {
-        if begun.iter().any(|row| row.get::<_, &str>(0) == target && row.get(1)) {
-            let statements = TableStatements::new(plan, 0);
-            transaction.batch_execute(&statements.clear).await.map_err(LoadError::Sink)?;
-        }
-    }
-    cursor::forget(&transaction, source, &targets).await.map_err(LoadError::Sink)?;
+    fence(&transaction, &plan.source, epoch).await?;
+    clear_in(&transaction, plan).await?;
     transaction.commit().await.map_err(LoadError::Sink)
+}
+
+async fn clear_in(transaction: &tokio_postgres::Transaction<'_>, plan: &Plan) -> Result<(), LoadError> {
+    let target = name_text(&plan.target);
+    // Locked before it is cleared: a chunk whose COMMIT is still under way is then among what is seen.
+    let sql = "UPDATE tailwater.table_state SET state = 'pending', rows = 0, updated_at = now() \
+               WHERE source = $1 AND target = $2 AND state = 'copying' RETURNING was_empty";
+    let begun = transaction.query_opt(sql, &[&plan.source, &target]).await.map_err(LoadError::Sink)?;
+    if begun.is_some_and(|row| row.get(0)) {
+        let statements = TableStatements::new(plan, 0);
+        transaction.batch_execute(&statements.clear).await.map_err(LoadError::Sink)?;
+    }
+    cursor::forget(transaction, &plan.source, &[target]).await.map_err(LoadError::Sink)
 }
 
 /// Fails unless this daemon is the source's owner.
