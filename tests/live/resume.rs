@@ -1,45 +1,19 @@
 //! A first copy that was cut short goes on from the ranges that the sink holds, whatever happened to them meanwhile.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod gated;
 
 use anyhow::{Context, Result, ensure};
 use tailwater::catalog::TableName;
 use tailwater::postgres::url::PgUrl;
 use tailwater::source::snapshot::{Snapshot, SnapshotError};
-use tokio::task::JoinHandle;
-use tokio_postgres::Client;
 
-use crate::support::cluster::{Cluster, Options};
-use crate::support::daemon::{Daemon, Home};
+use crate::support::cluster::Cluster;
+use crate::support::daemon::Home;
 use crate::support::pair::{DATABASE, SOON};
 use crate::support::postgres::Version;
 use crate::support::random::Random;
 use crate::support::wait::{Look, eventually};
-
-/// Seven rows a block, so that the table has seven chunks; every twentieth has a value that is stored out of line, which
-/// updates leave out of the stream.
-const ROWS: i64 = 100_000;
-const SOURCE: &str = "
-    CREATE TABLE big (id int PRIMARY KEY, body text, note text, number int NOT NULL) WITH (autovacuum_enabled = off);
-    ALTER TABLE big ALTER body SET STORAGE EXTERNAL, ALTER note SET STORAGE PLAIN;
-    INSERT INTO big SELECT id, CASE WHEN id % 20 = 1 THEN repeat(md5(id::text), 100) END, repeat('n', 1000), id
-    FROM generate_series(1, 100000) id";
-
-const MAPPING: &str =
-    "source = \"src\"\nsink = \"dst\"\n\n[table.\"mirror.big\"]\nfrom = \"public.big\"\ncolumns = \"*\"\n";
-
-/// Lets no more than so many chunks into the target.
-const GATE: &str = "
-    CREATE TABLE gate AS SELECT 0 AS chunks;
-    CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        WHILE (SELECT count(*) FROM tailwater.copy_chunk) >= (SELECT chunks FROM public.gate) LOOP
-            PERFORM pg_sleep(0.01);
-        END LOOP;
-        RETURN NULL;
-    END $$;
-    CREATE TRIGGER gate BEFORE INSERT ON mirror.big EXECUTE FUNCTION gate()";
+use gated::{Gated, MAPPING, ROWS, Recipe, USUAL, Writer, copied};
 
 /// What moves rows about while no daemon runs: room in the ranges that were copied for rows that were not, keys that are
 /// given up, taken over and swapped, and values that only the copy brings.
@@ -53,119 +27,6 @@ const MOVES: &[&str] = &[
     "DELETE FROM big WHERE id = 61; UPDATE big SET id = 61 WHERE id = 99961",
     "DELETE FROM big WHERE id = 81; INSERT INTO big VALUES (81, NULL, 'again', 0)",
 ];
-
-/// What is copied, where it differs from the usual.
-#[derive(Clone, Copy)]
-struct Recipe {
-    source: &'static str,
-    /// Lines of the mapping's section.
-    lines: &'static str,
-    /// Further sections.
-    sections: &'static str,
-    /// What of the source the target is to hold, and what of the target that is.
-    truth: &'static str,
-    held: &'static str,
-}
-
-const USUAL: Recipe = Recipe { source: SOURCE, lines: "", sections: "", truth: "big", held: "mirror.big" };
-
-struct Gated {
-    recipe: Recipe,
-    source: Cluster,
-    sink: Cluster,
-    home: Home,
-    client: Client,
-    held: Client,
-}
-
-impl Gated {
-    async fn new(name: &str, version: Version) -> Result<Gated> {
-        Gated::make(name, version, USUAL).await
-    }
-
-    async fn make(name: &str, version: Version, recipe: Recipe) -> Result<Gated> {
-        let source = Cluster::start(&format!("{name}-source"), version, Options::default())?;
-        let sink = Cluster::new(&format!("{name}-sink"))?;
-        source.execute(DATABASE, recipe.source).await?;
-        sink.execute(DATABASE, "CREATE SCHEMA mirror").await?;
-        let home =
-            Home::pair(name, &source, &sink, DATABASE, &format!("{MAPPING}{}\n{}", recipe.lines, recipe.sections))?;
-        home.setup()?;
-        sink.execute(DATABASE, GATE).await?;
-        let (client, held) = (source.connect(DATABASE).await?, sink.connect(DATABASE).await?);
-        Ok(Gated { recipe, source, sink, home, client, held })
-    }
-
-    /// Opens the gate for so many chunks and waits until they are in; the rows that came with them.
-    async fn let_in(&self, chunks: i32) -> Result<i64> {
-        self.held.execute("UPDATE gate SET chunks = $1", &[&chunks]).await?;
-        eventually(SOON, &format!("{chunks} chunks are in"), async || {
-            let sql = "SELECT count(*)::int, coalesce(sum(rows), 0)::bigint FROM tailwater.copy_chunk";
-            let row = self.held.query_one(sql, &[]).await?;
-            let (found, rows): (i32, i64) = (row.get(0), row.get(1));
-            Ok(if found >= chunks { Look::Yes(rows) } else { Look::NotYet(format!("{found}")) })
-        })
-        .await
-    }
-
-    /// Kills the daemon; what it has at the sink waits at the gate and would not notice.
-    async fn kill(&self, daemon: &mut Daemon) -> Result<()> {
-        daemon.kill9();
-        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tailwater copy'";
-        self.held.execute(sql, &[]).await?;
-        Ok(())
-    }
-
-    /// Copies so many chunks, then kills the daemon, whose checkpoint is past the copy's snapshot by then.
-    async fn cut_short(&self, chunks: i32) -> Result<()> {
-        let mut daemon = self.home.run()?;
-        self.let_in(chunks).await?;
-        eventually(SOON, "the checkpoint has passed the snapshot", async || {
-            let sql =
-                "SELECT (SELECT min(end_lsn) FROM tailwater.checkpoint) > (SELECT max(lsn) FROM tailwater.table_state)";
-            let passed: bool = self.held.query_one(sql, &[]).await?.get(0);
-            Ok(if passed { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
-        })
-        .await?;
-        self.kill(&mut daemon).await
-    }
-
-    async fn rows_in_chunks(&self) -> Result<i64> {
-        let sql = "SELECT coalesce(sum(rows), 0)::bigint FROM tailwater.copy_chunk";
-        Ok(self.held.query_one(sql, &[]).await?.get(0))
-    }
-
-    /// Opens the gate for good and waits until the table streams and equals the source's.
-    async fn complete(&self, daemon: &mut Daemon) -> Result<()> {
-        self.held.execute("UPDATE gate SET chunks = 1000000", &[]).await?;
-        daemon.wait_caught_up(&self.client, &self.held, SOON).await?;
-        self.assert_equal().await
-    }
-
-    async fn assert_equal(&self) -> Result<()> {
-        let (truth, held) =
-            (digests(&self.client, self.recipe.truth).await?, digests(&self.held, self.recipe.held).await?);
-        let differ: Vec<_> = truth.iter().filter(|row| !held.contains(row)).take(3).collect();
-        ensure!(truth == held, "the target differs, of the source's rows by {differ:?} among others");
-        let left: i64 = self.held.query_one("SELECT count(*) FROM tailwater.copy_chunk", &[]).await?.get(0);
-        ensure!(left == 0, "{left} chunks are remembered after the copy");
-        Ok(())
-    }
-}
-
-/// A digest for each hundred keys.
-async fn digests(client: &Client, table: &str) -> Result<Vec<(i32, i64, String)>> {
-    let sql = format!(
-        "SELECT id / 100, count(*), md5(string_agg(concat_ws('|', id, md5(body), md5(note), number), ',' ORDER BY id)) \
-         FROM {table} GROUP BY 1 ORDER BY 1"
-    );
-    let rows = client.query(&sql, &[]).await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
-}
-
-fn copied(daemon: &Daemon) -> Result<i64> {
-    Ok(daemon.metric("tailwater_snapshot_rows_total")? as i64)
-}
 
 /// Rows that move from a range not yet copied into one that was, and all else that happens between two snapshots.
 async fn moved_rows_are_copied_and_few_others(version: Version) -> Result<()> {
@@ -189,6 +50,13 @@ async fn moved_rows_are_copied_and_few_others(version: Version) -> Result<()> {
     }
     let had = gated.rows_in_chunks().await?;
     let mut daemon = gated.home.run()?;
+    daemon.wait_serving().await?;
+    let shown = format!("\"copied_rows\":{had},");
+    eventually(SOON, "progress begins where it was", async || {
+        let body = daemon.get("/status")?.body.replace(' ', "");
+        Ok(if body.contains(&shown) { Look::Yes(()) } else { Look::NotYet(body) })
+    })
+    .await?;
     gated.let_in(5).await?;
     gated.client.batch_execute("UPDATE big SET number = number + 9 WHERE id % 20 = 1").await?;
     gated.complete(&mut daemon).await?;
@@ -207,60 +75,6 @@ async fn moved_rows_of_15_are_copied_and_few_others() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn moved_rows_of_18_are_copied_and_few_others() -> Result<()> {
     moved_rows_are_copied_and_few_others(Version::V18).await
-}
-
-/// A writer that never rests: values that are not sent, keys that change, rows that go and come.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<Result<u64>>,
-}
-
-impl Writer {
-    async fn start(source: &Cluster, mut random: Random) -> Result<Writer> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, client) = (stop.clone(), source.connect(DATABASE).await?);
-        let task = tokio::spawn(async move {
-            let mut commits = 0;
-            while !stopped.load(Ordering::Relaxed) {
-                client.batch_execute(&transaction(&mut random)).await?;
-                commits += 1;
-            }
-            Ok(commits)
-        });
-        Ok(Writer { stop, task })
-    }
-
-    async fn stop(self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await.context("the writer panicked")?
-    }
-}
-
-fn transaction(random: &mut Random) -> String {
-    let mut sql = String::from("BEGIN;");
-    for _ in 0..=random.below(3) {
-        // Half of it on few keys, so that much happens to the same rows.
-        let range = if random.one_in(2) { 300 } else { 100_000 };
-        let (one, two) = (random.id(range), random.id(range));
-        let number = random.below(1_000_000);
-        let free = format!("NOT EXISTS (SELECT FROM big WHERE id = {two})");
-        sql.push_str(&match random.below(10) {
-            0..5 => format!("UPDATE big SET number = {number} WHERE id = {one};"),
-            5 => format!("UPDATE big SET id = {two} WHERE id = {one} AND {free};"),
-            6 => format!(
-                "UPDATE big SET id = -1 WHERE id = {one}; UPDATE big SET id = {one} WHERE id = {two}; \
-                 UPDATE big SET id = {two} WHERE id = -1;"
-            ),
-            7 => format!("DELETE FROM big WHERE id = {one};"),
-            8 => format!(
-                "SAVEPOINT s; INSERT INTO big VALUES ({two}, repeat(md5('{number}'), 90), 'new', {number}) \
-                 ON CONFLICT DO NOTHING; RELEASE s;"
-            ),
-            _ => format!("UPDATE big SET body = repeat(md5('{number}'), 80) WHERE id = {one};"),
-        });
-    }
-    sql.push_str("COMMIT");
-    sql
 }
 
 async fn killed_copy_costs_the_chunks_in_flight(version: Version) -> Result<()> {
@@ -419,6 +233,22 @@ async fn copy_goes_on_by_itself_after_its_connections_broke() -> Result<()> {
     let rows = copied(&daemon)?;
     ensure!(rows < ROWS * 3 / 2, "{rows} rows were copied, {had} before the connections broke");
     daemon.terminate()
+}
+
+/// The first daemon's chunks wait at the gate while another takes its tables over.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunk_of_a_daemon_that_was_taken_over_is_not_kept() -> Result<()> {
+    let gated = Gated::new("overtaken", Version::V15).await?;
+    let mut daemon = gated.home.run()?;
+    gated.let_in(2).await?;
+    gated.held.batch_execute("UPDATE tailwater.table_state SET epoch = epoch + 1").await?;
+    let had = gated.rows_in_chunks().await?;
+    gated.held.batch_execute("UPDATE gate SET chunks = 1000000").await?;
+    let status = daemon.wait_ended(SOON)?;
+    ensure!(!status.success() && daemon.log().contains("took over"), "it ended with {status}");
+    let rows = gated.rows_in_chunks().await?;
+    ensure!(rows == had, "{had} rows were in chunks, {rows} are");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
