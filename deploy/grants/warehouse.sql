@@ -22,8 +22,8 @@ BEGIN
 END
 $$;
 
--- The daemon's own tables: checkpoint, table_state, view_state. It owns the schema and makes them itself; what `tailwater
--- setup` made under another role is handed over.
+-- The daemon's own tables: checkpoint, table_state, copy_chunk, view_state. It owns the schema and makes them itself; what
+-- `tailwater setup` made under another role is handed over.
 CREATE SCHEMA IF NOT EXISTS tailwater AUTHORIZATION tailwater;
 ALTER SCHEMA tailwater OWNER TO tailwater;
 

@@ -118,7 +118,7 @@ impl Outset {
         for chunk in &copy.chunks {
             let leaf = self.leaves.iter().find(|leaf| leaf.relation == chunk.range.relation);
             if leaf.is_none_or(|leaf| leaf.layout != chunk.origin_layout) {
-                return Some("the source's table was rewritten, truncated or altered since");
+                return Some("the source's table was rewritten, truncated or altered since, or is another server's");
             }
             if chunk.target_layout != self.marks.target_layout {
                 return Some("the target was rewritten or truncated since");
