@@ -278,6 +278,10 @@ impl Source {
         // Each message is a table's way into the stream; there are few, so the bound is never met in practice.
         let (sender, receiver) = mpsc::channel::<Tables>(64);
         let missing = |(plan_index, stored): (usize, &Option<StoredTable>)| match stored {
+            // What came since the copy is lost with the journal.
+            Some(stored) if stored.state == TableState::Catchup && !stored.joined => {
+                shared.journal.reader(stored.lsn).err().map(|_| plan_index)
+            }
             Some(stored) if !matches!(stored.state, TableState::Pending | TableState::Copying) => None,
             _ => Some(plan_index),
         };

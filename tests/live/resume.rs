@@ -300,6 +300,46 @@ async fn copy_begins_anew_where_going_on_would_not_be_exact() -> Result<()> {
     Ok(())
 }
 
+/// The journal is lost when all is copied and nothing of what came since is applied yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_that_cannot_catch_up_begins_anew() -> Result<()> {
+    let gated = Gated::new("lost", Version::V15).await?;
+    gated.cut_short(2).await?;
+    let join =
+        "CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(600); RETURN NEW; END';
+                CREATE TRIGGER never BEFORE UPDATE ON tailwater.table_state FOR EACH ROW
+                WHEN (NEW.joined AND NOT OLD.joined) EXECUTE FUNCTION never();
+                UPDATE gate SET chunks = 1000000";
+    gated.held.batch_execute(join).await?;
+    let mut daemon = gated.home.run()?;
+    eventually(SOON, "the table waits to join the stream", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query ~ 'joined = true'";
+        let joining: i64 = gated.held.query_one(sql, &[]).await?.get(0);
+        Ok(if joining > 0 { Look::Yes(()) } else { Look::NotYet("nobody joins".to_owned()) })
+    })
+    .await?;
+    daemon.kill9();
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tailwater %'";
+    gated.held.execute(sql, &[]).await?;
+    // As if the stream had gone on meanwhile.
+    gated.client.batch_execute("DELETE FROM big WHERE id % 7 = 0").await?;
+    let sql = "DROP TRIGGER never ON tailwater.table_state; UPDATE tailwater.checkpoint SET end_lsn = t.lsn + 1
+               FROM (SELECT max(lsn) AS lsn FROM tailwater.table_state) AS t WHERE end_lsn <= t.lsn";
+    gated.held.batch_execute(sql).await?;
+    std::fs::remove_dir_all(gated.home.data_dir())?;
+    let mut daemon = gated.home.run()?;
+    gated.complete(&mut daemon).await?;
+    daemon.terminate()
+}
+
+/// What an earlier version of the daemon has made lacks what this one keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn state_schema_of_an_earlier_version_is_completed() -> Result<()> {
+    let gated = Gated::new("earlier", Version::V15).await?;
+    gated.held.batch_execute("DROP TABLE tailwater.copy_chunk").await?;
+    gated.cut_short(1).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_exchanged_a_unique_value_make_the_copy_begin_anew() -> Result<()> {
     let gated = Gated::new("unique", Version::V15).await?;

@@ -21,6 +21,8 @@ impl Applier {
             match stored.state {
                 TableState::Streaming => session.builder.set_taking(plan_index, Taking::From(stored.lsn)),
                 TableState::Catchup if stored.joined => self.follow(session, plan_index, stored.lsn, stored.until),
+                // It is copied anew: the journal, and with it what came since the copy, was lost.
+                TableState::Catchup if self.shared.journal.reader(stored.lsn).is_err() => {}
                 TableState::Catchup => {
                     let hold = self.shared.journal.hold("catch up");
                     hold.set(stored.lsn);

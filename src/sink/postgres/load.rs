@@ -227,7 +227,7 @@ impl Loader {
     }
 }
 
-/// Takes back what a copy that was cut short had written into a target that was empty before. Children go before their
+/// Takes back what a copy that came to no end had written into a target that was empty before. Children go before their
 /// parents.
 ///
 /// # Errors
@@ -243,7 +243,8 @@ async fn clear_in(transaction: &tokio_postgres::Transaction<'_>, plan: &Plan) ->
     let target = name_text(&plan.target);
     // Locked before it is cleared: a chunk whose COMMIT is still under way is then among what is seen.
     let sql = "UPDATE tailwater.table_state SET state = 'pending', rows = 0, updated_at = now() \
-               WHERE source = $1 AND target = $2 AND state = 'copying' RETURNING was_empty";
+               WHERE source = $1 AND target = $2 AND (state = 'copying' OR state = 'catchup' AND NOT joined) \
+               RETURNING was_empty";
     let begun = transaction.query_opt(sql, &[&plan.source, &target]).await.map_err(LoadError::Sink)?;
     if begun.is_some_and(|row| row.get(0)) {
         let statements = TableStatements::new(plan, 0);
