@@ -108,13 +108,18 @@ pub enum Part {
 }
 
 impl Chunk {
-    /// The chunk, or a part of it, as a condition on a row's place and writer.
-    pub fn condition(&self, part: Part) -> String {
+    /// The chunk as a condition on `ctid`.
+    pub fn condition(&self) -> String {
         let from = format!("ctid >= '({},0)'::tid", self.first_block);
-        let range = match self.end_block {
+        match self.end_block {
             Some(end) => format!("{from} AND ctid < '({end},0)'::tid"),
             None => from,
-        };
+        }
+    }
+
+    /// A part of the chunk as a condition on a row's place and writer.
+    pub fn part_condition(&self, part: Part) -> String {
+        let range = self.condition();
         // A row keeps the lower half of its writer's id for ever. Of two ids less than 2^31 apart it tells which is newer; an
         // older row may pass for a newer one after a wrap-around, never the other way round.
         let is_newer = |xmin: u64| {
@@ -382,7 +387,7 @@ mod tests {
     fn condition_is_about_the_lower_half_of_the_id() {
         let chunk = &cut(&[leaf(1, END)], &[])[0];
         assert_eq!(
-            chunk.condition(Part::Newer((5 << 32) + 3)),
+            chunk.part_condition(Part::Newer((5 << 32) + 3)),
             "ctid >= '(0,0)'::tid AND ctid < '(2048,0)'::tid AND ((xmin::text::bigint - 3) & 4294967295) < 2147483648"
         );
     }

@@ -19,7 +19,7 @@ use crate::lsn::Lsn;
 use crate::mapping::plan::{Input, InputFrom, Plan};
 use crate::retry::Retry;
 use crate::sink::state::TableState;
-use crate::source::snapshot::{Chunk, Part};
+use crate::source::snapshot::Chunk;
 use crate::tuple::Cell;
 use crate::value::clickhouse::rowbinary::reads_binary;
 
@@ -176,7 +176,7 @@ fn select(plan: &Plan, chunk: &Chunk) -> String {
         "COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)",
         columns.collect::<Vec<_>>().join(", "),
         chunk.table.quoted(),
-        chunk.condition(Part::Whole)
+        chunk.condition()
     )
 }
 

@@ -163,7 +163,7 @@ impl Loader {
                 (Way::Direct, Some(copy)) => (table.statements.direct_inputs.clone(), copy),
                 (Way::Direct | Way::Merge, _) => ((0..plan.inputs.len()).collect(), &table.statements.upsert_set.copy),
             };
-            let query = select(plan, &chunk.table, &chunk.condition(part), &inputs, self.lsn);
+            let query = select(plan, &chunk.table, &chunk.part_condition(part), &inputs, self.lsn);
             let masks: Vec<_> = inputs.iter().map(|&input| plan.inputs[input].mask).collect();
             let masks = if masks.iter().any(Option::is_some) { masks } else { Vec::new() };
             rows += relay(reader, &query, &transaction, copy, &masks, &self.mask_key, &report).await?;
