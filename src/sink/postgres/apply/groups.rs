@@ -11,6 +11,10 @@ use crate::tuple::Cell;
 /// even at about 2,000).
 const ARRAY_ROWS_MAX: usize = 2_000;
 
+/// New rows up to which one statement for all rows is better than a COPY besides (measured: 0.69 against 0.13 ms at 50
+/// rows, 3.9 against 1.3 ms at 500; but a COPY waits for the server once).
+const DIRECT_ROWS_MIN: usize = 200;
+
 /// What a group of rows of one table is put through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Group {
@@ -104,7 +108,7 @@ impl PostgresSink {
             groups[group as usize].push(index);
         }
         // Few new rows are cheaper to send with the others.
-        if groups[Group::Direct as usize].len() <= ARRAY_ROWS_MAX && statements.upsert_set.fits_arrays {
+        if groups[Group::Direct as usize].len() <= DIRECT_ROWS_MIN && statements.upsert_set.fits_arrays {
             let direct = std::mem::take(&mut groups[Group::Direct as usize]);
             groups[Group::Upsert as usize].extend(direct);
         }
