@@ -82,6 +82,8 @@ struct Route {
     trusts_inserts: bool,
     /// Index into `folds` while the table is in the batch.
     fold: Option<usize>,
+    /// Rows of the table in the last batch.
+    expected: usize,
     /// The layout of the relation it was last bound to.
     bound: Option<(Arc<Relation>, Arc<Binding>)>,
 }
@@ -120,6 +122,7 @@ impl Builder {
             taking: Taking::No,
             trusts_inserts: true,
             fold: None,
+            expected: 0,
             bound: None,
         };
         Builder {
@@ -264,7 +267,7 @@ impl Builder {
         self.split = end == BatchEnd::Open;
         let oldest_commit_ts = std::mem::replace(&mut self.oldest_commit_ts, open.map(|open| open.commit_ts));
         for route in &mut self.routes {
-            route.fold = None;
+            route.expected = route.fold.take().map_or(0, |fold| self.folds[fold].len());
         }
         self.rows = 0;
         self.block_bytes = 0;
@@ -391,24 +394,24 @@ impl Builder {
     fn fold_for(&mut self, route_index: usize, relation: usize) -> Result<usize, BuildError> {
         let relation = &self.assembler.relations()[relation];
         let route = &mut self.routes[route_index];
+        // Most changes follow one of the same table.
+        if let (Some((bound, binding)), Some(fold)) = (&route.bound, route.fold)
+            && Arc::ptr_eq(bound, relation)
+            && self.folds[fold].is_bound_to(binding)
+        {
+            return Ok(fold);
+        }
         let binding = match &route.bound {
             Some((bound, binding)) if Arc::ptr_eq(bound, relation) => binding.clone(),
-            _ => match Binding::new(&route.plan, relation) {
-                Ok(binding) => {
-                    let binding = Arc::new(binding);
-                    route.bound = Some((relation.clone(), binding.clone()));
-                    binding
-                }
+            _ => match Binding::new(&route.plan, relation).map(Arc::new) {
+                Ok(binding) => route.bound.insert((relation.clone(), binding)).1.clone(),
                 Err(error) => return Err(self.table_error(route_index, error.into())),
             },
         };
-        let fold = match route.fold {
-            Some(fold) => fold,
-            None => {
-                self.folds.push(Fold::new(route_index, &binding, route.trusts_inserts));
-                *route.fold.insert(self.folds.len() - 1)
-            }
-        };
+        let fold = *route.fold.get_or_insert_with(|| {
+            self.folds.push(Fold::new(route_index, &binding, route.trusts_inserts, route.expected));
+            self.folds.len() - 1
+        });
         if !self.folds[fold].is_bound_to(&binding) {
             self.folds[fold].rebind(&binding);
         }

@@ -56,19 +56,21 @@ pub struct Fold {
 }
 
 impl Fold {
-    pub fn new(plan_index: usize, binding: &Arc<Binding>, trusts_inserts: bool) -> Self {
+    /// `expected` is about how many rows will come.
+    pub fn new(plan_index: usize, binding: &Arc<Binding>, trusts_inserts: bool, expected: usize) -> Self {
+        let is_keyed = binding.plan.mode != Mode::Append && !binding.plan.is_multiset();
         Fold {
             plan_index,
             plan: binding.plan.clone(),
             bindings: vec![binding.clone()],
-            rows: Vec::new(),
+            rows: Vec::with_capacity(expected),
             truncate: None,
-            entries: Vec::new(),
-            keys: Vec::new(),
+            entries: Vec::with_capacity(expected),
+            keys: Vec::with_capacity(if is_keyed { expected } else { 0 }),
             key_bytes: Vec::new(),
-            by_key: HashTable::new(),
+            by_key: HashTable::with_capacity(if is_keyed { expected } else { 0 }),
             multiset: binding.plan.is_multiset().then(Multiset::default),
-            is_keyed: binding.plan.mode != Mode::Append && !binding.plan.is_multiset(),
+            is_keyed,
             hasher: DefaultHashBuilder::default(),
             counts: Counts::default(),
             trusts_inserts,

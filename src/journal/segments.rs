@@ -73,8 +73,9 @@ pub(super) struct Segments {
     next_hold: u64,
     /// Nothing is deleted before the stream begins: until then those who need segments may not have said so.
     may_delete: bool,
-    /// Bytes published since, to tell a backlog from a trickle.
-    window: (Instant, u64),
+    /// When the present second began, the bytes published since, and those of the second before: to tell a backlog from a
+    /// trickle.
+    window: (Instant, u64, u64),
 }
 
 /// A stream that fills more than this in a second is draining a backlog, and its CPU is better spent on that.
@@ -99,7 +100,7 @@ impl Segments {
             holds: BTreeMap::new(),
             next_hold: 0,
             may_delete: false,
-            window: (Instant::now(), 0),
+            window: (Instant::now(), 0, 0),
         }
     }
 
@@ -136,7 +137,7 @@ impl Segments {
             self.last_commit = self.last_commit.max(Some(block.end.commit_lsn));
         }
         if self.window.0.elapsed() >= BUSY_WINDOW {
-            self.window = (Instant::now(), 0);
+            self.window = (Instant::now(), 0, self.window.1);
         }
         self.window.1 += block.bytes.len() as u64;
         self.memory_bytes += block.bytes.len() as u64 + BLOCK_OVERHEAD_BYTES;
@@ -233,7 +234,7 @@ impl Segments {
     /// Takes a closed segment to compress, oldest first. It is not deleted before [`compressed`](Self::compressed). None
     /// while the stream is busy, unless the journal is half full.
     pub(super) fn take_uncompressed(&mut self) -> Option<Segment> {
-        let is_busy = self.window.0.elapsed() < 2 * BUSY_WINDOW && self.window.1 > BUSY_BYTES;
+        let is_busy = self.window.0.elapsed() < 2 * BUSY_WINDOW && self.window.1.max(self.window.2) > BUSY_BYTES;
         if is_busy && self.bytes < self.max_bytes / 2 {
             return None;
         }

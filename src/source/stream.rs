@@ -40,6 +40,11 @@ const BLOCK_BYTES: usize = 256 * 1024;
 /// With `ack = "journal"`: how often the journal is synced while it grows.
 const SYNC_INTERVAL: Duration = Duration::from_millis(200);
 
+/// A read this large is a backlog; the next ones are put together with it before they are handed on.
+const GATHER_GULP: usize = 8 * 1024;
+/// The longest that bytes wait for more of a backlog.
+const GATHER_MAX: Duration = Duration::from_millis(3);
+
 /// Why the stream ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -246,6 +251,9 @@ impl Stream {
         let now = Instant::now();
         let Gulp::Bytes(count) = gulp else { return Ok(()) };
         self.clock.heard = now;
+        if count >= GATHER_GULP {
+            self.gather(now)?;
+        }
         self.hand_on()?;
         // Bytes that were there at once mean that more are coming; a short pause lets them come together.
         let is_busy = now - before < Duration::from_millis(1) || now - self.clock.read < Duration::from_millis(1);
@@ -254,6 +262,21 @@ impl Stream {
         }
         self.clock.read = Instant::now();
         Ok(())
+    }
+
+    /// Lets a stream that comes fast pile up a little: whoever waits for blocks is woken for many changes at once.
+    fn gather(&mut self, since: Instant) -> Result<(), StreamError> {
+        self.connection.set_blocking(false)?;
+        while self.connection.pending().len() < BLOCK_BYTES / 2 && since.elapsed() < GATHER_MAX {
+            thread::sleep(NAP);
+            // A lost connection is for the next read to tell: what the server said last is still to be handed on.
+            match self.connection.gulp() {
+                Ok(Gulp::Bytes(count)) if count >= GATHER_GULP => {}
+                Ok(Gulp::Bytes(_) | Gulp::Nothing) | Err(_) => break,
+            }
+        }
+        self.clock.heard = Instant::now();
+        Ok(self.connection.set_blocking(true)?)
     }
 
     /// Moves whole frames from the connection's buffer to the journal.

@@ -172,6 +172,12 @@ impl ReplicationConnection {
         Ok(())
     }
 
+    /// With `false`, a read takes what is there and nothing may be sent until it is `true` again.
+    pub fn set_blocking(&mut self, blocking: bool) -> Result<(), WireError> {
+        self.transport.set_blocking(blocking)?;
+        Ok(())
+    }
+
     /// Turns the connection into the stream.
     ///
     /// # Errors

@@ -54,6 +54,15 @@ impl Transport {
         }
     }
 
+    /// Whether reads wait for bytes. Writes go by it too.
+    pub(super) fn set_blocking(&self, blocking: bool) -> io::Result<()> {
+        match self {
+            Transport::Tcp(stream) => stream.set_nonblocking(!blocking),
+            Transport::Tls(stream) => stream.sock.set_nonblocking(!blocking),
+            Transport::Unix(stream) => stream.set_nonblocking(!blocking),
+        }
+    }
+
     /// RFC 5929 `tls-server-end-point`: the digest of the server's certificate, by the hash of its own signature. `None`
     /// without TLS, and where that hash is not SHA-256.
     pub(super) fn server_end_point(&self) -> Option<Vec<u8>> {

@@ -2,6 +2,7 @@
 //! is applied, the target equals the source after every commit.
 
 mod cases;
+mod replace;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

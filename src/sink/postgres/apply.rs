@@ -21,7 +21,7 @@ use groups::{Group, Job, Parts, extra_columns, group_inputs, has_holes, over_arr
 
 use super::PostgresSink;
 use super::encode::{ArrayParam, COPY_HEADER, COPY_TRAILER, EncodeError, RawParam, RowReader};
-use super::statements::SetColumn;
+use super::statements::{Replace, SetColumn};
 use crate::batch::{Batch, BatchEnd};
 use crate::checkpoint::Checkpoint;
 use crate::sink::{ApplyError, Durable};
@@ -33,6 +33,14 @@ const CHECKPOINT: &str = "WITH moved AS (UPDATE tailwater.checkpoint SET commit_
     commit_ts = coalesce($6, commit_ts), updated_at = now() WHERE source = $1 AND epoch = $2 AND end_lsn = $7 RETURNING 1) \
     SELECT 1 / count(*)::int FROM moved";
 
+/// The planner knows nothing of a stage, and of a target perhaps what it was long ago: a plan other than looking up each key
+/// in its index may take for ever. A join that costs "disabled" is not worth compiling either.
+const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; \
+    SET LOCAL enable_mergejoin = off; SET LOCAL enable_memoize = off; SET LOCAL jit = off";
+const BY_COST: &str = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_bitmapscan TO DEFAULT; \
+    SET LOCAL enable_hashjoin TO DEFAULT; SET LOCAL enable_mergejoin TO DEFAULT; SET LOCAL enable_memoize TO DEFAULT; \
+    SET LOCAL jit TO DEFAULT";
+
 type Flight<'a> = Pin<Box<dyn Future<Output = Result<(), ApplyError>> + Send + 'a>>;
 
 impl PostgresSink {
@@ -42,6 +50,7 @@ impl PostgresSink {
     /// See [`ApplyError`]. After any error the sink's transaction is rolled back or its outcome is unknown: connect anew
     /// and read the checkpoint.
     pub async fn apply(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {
+        self.look_at_targets(batch).await?;
         let jobs = self.jobs(batch);
         self.prepare(&jobs, batch).await?;
         let BatchEnd::Commit(checkpoint) = batch.end else {
@@ -129,6 +138,12 @@ impl PostgresSink {
                 Parts::Merge(set, merges) if over_arrays(job, set) => {
                     wanted.extend(merges.iter().map(|merge| merge.over_arrays.as_str()));
                 }
+                Parts::Replace(replace) => {
+                    self.make_stage(&replace.set.stage, &replace.set.create).await?;
+                    wanted.extend(
+                        [&replace.set.copy, &replace.update.over_stage, &replace.upsert.over_stage].map(String::as_str),
+                    );
+                }
                 Parts::Merge(set, merges) => {
                     self.make_stage(&set.stage, &set.create).await?;
                     wanted.push(&set.copy);
@@ -187,10 +202,14 @@ impl PostgresSink {
                 flights.extend(written.iter().map(|sql| Box::pin(write(sql)) as Flight<'a>));
                 return Ok(());
             }
+            Parts::Replace(replace) => {
+                self.replace(batch, job, replace, flights);
+                return Ok(());
+            }
             Parts::Merge(set, merges) => (set, merges),
         };
         let inputs = group_inputs(job);
-        let count = i64::try_from(job.entries.len()).unwrap_or(i64::MAX);
+        let count = count(job);
         if over_arrays(job, set) {
             let arrays = self
                 .arrays(batch, job, &set.columns, &inputs)
@@ -217,6 +236,19 @@ impl PostgresSink {
             }
         }
         Ok(())
+    }
+
+    /// Adds a replacement's statements to the flight.
+    fn replace<'a>(&'a self, batch: &'a Batch, job: &'a Job<'a>, replace: &'a Replace, flights: &mut Vec<Flight<'a>>) {
+        let plan_index = job.table.plan_index;
+        let set = |sql| async move { self.client.batch_execute(sql).await.map_err(ApplyError::control) };
+        flights.push(Box::pin(self.copy_owned(batch, job, self.statement(&replace.set.copy), group_inputs(job))));
+        flights.push(Box::pin(set(BY_INDEX)));
+        flights.push(Box::pin(async move {
+            run(&self.client, self.statement(&replace.update.over_stage), &[&count(job)], plan_index).await
+        }));
+        flights.push(Box::pin(set(BY_COST)));
+        flights.push(Box::pin(run(&self.client, self.statement(&replace.upsert.over_stage), &[], plan_index)));
     }
 
     async fn copy_owned(
@@ -314,6 +346,10 @@ async fn run(
         Ok(_) => Ok(()),
         Err(error) => Err(ApplyError::at_table(plan_index, &error)),
     }
+}
+
+fn count(job: &Job<'_>) -> i64 {
+    i64::try_from(job.entries.len()).unwrap_or(i64::MAX)
 }
 
 fn is_counted(sql: &str) -> bool {

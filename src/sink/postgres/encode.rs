@@ -11,6 +11,7 @@ use sha2::Sha256;
 use super::statements::{MASK_BITS, held_by, toastable_inputs};
 use crate::assemble::Begin;
 use crate::batch::{Batch, RowOp, RowRef, TableBatch};
+use crate::mapping::bind::Binding;
 use crate::mapping::plan::{InputFrom, Mask, Meta, Mode, Plan};
 use crate::tuple::Cell;
 
@@ -47,6 +48,8 @@ pub struct RowReader<'a> {
     toastable: Vec<usize>,
     /// Those of them that the target holds, and so may stand as NULL in a row with holes.
     may_be_unsent: Vec<bool>,
+    /// By binding: wire columns and inputs are the same, in the same order, and no value is changed on its way.
+    is_straight: Vec<bool>,
 }
 
 impl<'a> RowReader<'a> {
@@ -57,7 +60,20 @@ impl<'a> RowReader<'a> {
         for &input in &toastable {
             may_be_unsent[input] = plan.mode != Mode::Append && held_by(plan, input).is_some();
         }
-        RowReader { batch, table, plan, mask_key, wire: Vec::new(), wire_row: None, toastable, may_be_unsent }
+        let is_masked = plan.inputs.iter().any(|input| input.mask.is_some());
+        let straight = |binding: &std::sync::Arc<Binding>| binding.is_straight && !is_masked;
+        let is_straight = table.bindings.iter().map(straight).collect();
+        RowReader {
+            batch,
+            table,
+            plan,
+            mask_key,
+            wire: Vec::new(),
+            wire_row: None,
+            toastable,
+            may_be_unsent,
+            is_straight,
+        }
     }
 
     fn row(&self, row: u32) -> &'a RowRef {
@@ -102,6 +118,10 @@ impl<'a> RowReader<'a> {
         let table = self.table;
         let reference = &table.rows[row as usize];
         let binding = &table.bindings[reference.binding as usize];
+        let is_whole = !reference.has_unchanged && !reference.key_only && self.is_straight[reference.binding as usize];
+        if is_whole && inputs.iter().copied().eq(0..binding.columns.len()) {
+            return self.pass(out, reference);
+        }
         self.open(row);
         for &input in inputs {
             let Some(column) = binding.columns[input] else {
@@ -113,6 +133,20 @@ impl<'a> RowReader<'a> {
                 _ => self.batch.cell(table, row, input),
             };
             self.put_cell(out, cell, input)?;
+        }
+        Ok(())
+    }
+
+    /// Appends a row's fields as they came.
+    #[inline]
+    fn pass(&self, out: &mut Vec<u8>, reference: &RowRef) -> Result<(), EncodeError> {
+        out.reserve(reference.length as usize);
+        for (input, cell) in self.batch.cells(reference).enumerate() {
+            match cell {
+                Cell::Binary(value) => put(out, value),
+                Cell::Null => out.extend_from_slice(&(-1i32).to_be_bytes()),
+                Cell::Text(_) | Cell::Unchanged => self.put_cell(out, cell, input)?,
+            }
         }
         Ok(())
     }

@@ -71,6 +71,8 @@ pub struct PostgresSink {
     is_direct: Vec<bool>,
     /// The table may hold rows newer than the changes that come: it catches up, or a range is replayed.
     is_tolerant: Vec<bool>,
+    /// The target's rows may be written in any order and replaced in place; `None` before the session looked.
+    is_plain: Vec<Option<bool>>,
     epoch: i64,
     checkpoint: Checkpoint,
     in_transaction: bool,
@@ -105,6 +107,7 @@ impl PostgresSink {
             client,
             is_direct: tables.iter().map(|table| table.copy_into_target.is_some()).collect(),
             is_tolerant: vec![false; tables.len()],
+            is_plain: vec![None; tables.len()],
             tables: Arc::new(tables),
             plans: setup.plans,
             order,

@@ -75,9 +75,21 @@ pub struct Removal {
     pub remove_tolerant: Merge,
 }
 
+/// Many new images of rows that the target holds, as far as the stream knows: an UPDATE costs half of what an upsert does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Replace {
+    pub set: RowSet,
+    /// Notes for the transaction whether it found every row.
+    pub update: Merge,
+    /// If it did not, all rows are upserted after all.
+    pub upsert: Merge,
+}
+
 /// The statements that find rows by their key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Keyed {
+    /// `None` where a key cannot be looked up as it comes, or where an upsert does more than replace.
+    pub replace: Option<Replace>,
     /// With `where`: rows of the upsert set that stopped matching leave the target.
     pub unmatch: Option<Merge>,
     pub delete_set: RowSet,
@@ -112,6 +124,7 @@ impl TableStatements {
             let optional = [&keyed.unmatch, &keyed.delete, &keyed.mark, &keyed.partial_update];
             merges.extend(optional.into_iter().flatten());
             merges.extend([&keyed.move_away, &keyed.fill, &keyed.fill_tolerant]);
+            merges.extend(keyed.replace.iter().flat_map(|replace| [&replace.update, &replace.upsert]));
         }
         if let Some(removal) = &self.removal {
             merges.extend([&removal.remove, &removal.remove_tolerant]);
@@ -126,6 +139,7 @@ impl TableStatements {
             let sets = [&keyed.delete_set, &keyed.move_set, &keyed.mark_set, &keyed.partial_set, &keyed.fill_set];
             stages.extend(sets.map(|set| set.create.as_str()));
             stages.push(&keyed.create_filled);
+            stages.extend(keyed.replace.iter().map(|replace| replace.set.create.as_str()));
         }
         stages.extend(self.removal.iter().map(|removal| removal.set.create.as_str()));
         stages
@@ -200,6 +214,18 @@ impl Removal {
     }
 }
 
+impl Replace {
+    fn new(writer: &Writer<'_>) -> Self {
+        let inputs: Vec<usize> = (0..writer.plan.inputs.len()).collect();
+        let set = writer.row_set("replace", &inputs, &[]);
+        Replace {
+            update: writer.over(&set, |from| writer.replace(from)),
+            upsert: writer.over(&set, |from| writer.upsert_if_missed(from)),
+            set,
+        }
+    }
+}
+
 impl Keyed {
     fn new(writer: &Writer<'_>, upsert_set: &RowSet, always_fill: bool) -> Self {
         let plan = writer.plan;
@@ -216,6 +242,7 @@ impl Keyed {
             Some(_) => writer.fill(from),
         };
         Keyed {
+            replace: writer.can_replace().then(|| Replace::new(writer)),
             unmatch: plan.filter.as_ref().map(|filter| writer.over(upsert_set, |from| writer.unmatch(from, filter))),
             delete: match plan.delete {
                 DeleteMode::Hard => Some(writer.over(&delete_set, |from| writer.delete(from))),

@@ -13,7 +13,7 @@ use super::{ALL, Applying, Described, input, make_target, messages, plan, rows, 
 use crate::support::cluster::Cluster;
 
 /// Runs transactions at the source between the making of a slot and its end, and returns what the slot sent.
-async fn recorded(client: &Client, tables: &str, transactions: &[&str]) -> Result<Vec<Vec<u8>>> {
+pub async fn recorded(client: &Client, tables: &str, transactions: &[&str]) -> Result<Vec<Vec<u8>>> {
     client.batch_execute(&format!("DROP PUBLICATION IF EXISTS pub; CREATE PUBLICATION pub FOR TABLE {tables}")).await?;
     client.query_one("SELECT pg_create_logical_replication_slot('rec', 'pgoutput')", &[]).await?;
     for sql in transactions {

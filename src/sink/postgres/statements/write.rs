@@ -2,6 +2,7 @@
 
 mod fill;
 mod remove;
+mod replace;
 
 use std::fmt::Write as _;
 
