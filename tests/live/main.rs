@@ -4,6 +4,7 @@
 mod support;
 
 mod crash;
+mod drift;
 mod findings;
 mod harness;
 mod huge;
