@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::live::{Ends, Patience, connect_all};
+use super::live::{Ends, Patience, connect_all, look};
 use super::{load_config, runtime, say, show};
 use crate::cli::{Check, Cli, Exit};
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::offline::resolve_offline;
 use crate::mapping::plan::Plan;
-use crate::mapping::resolve::{Resolved, resolve};
+use crate::mapping::resolve::Resolved;
+use crate::pipeline::drift::Settled;
 use crate::pipeline::source_url;
 use crate::postgres::error::describe;
 use crate::refresh::check_views;
@@ -43,10 +44,13 @@ pub fn run(cli: &Cli, args: &Check) -> Exit {
     }
     let (findings, halted) = runtime().block_on(async {
         let mut ends = connect_all(&config, Patience::None).await;
-        let (resolved, found) = resolve(&config, &files, &ends.live);
+        let Settled { mut resolved, findings: found, pretended, .. } = look(&config, &files, &mut ends).await;
         let mut findings = std::mem::take(&mut ends.findings);
         findings.0.extend(found.0);
         if !findings.has_errors() {
+            let is_whole =
+                |plan: &Plan| !pretended.iter().any(|(sink, table)| *sink == plan.sink && *table == plan.target);
+            resolved.plans.retain(is_whole);
             check_sinks(&resolved, &ends.sinks, &mut findings).await;
             look_at_views(&resolved, &ends.sinks, &mut findings).await;
         }

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use super::live::{Ends, Patience, connect_all};
+use super::live::{Ends, Patience, connect_all, look};
 use super::{load_config, runtime, say, show};
 use crate::cli::{Cli, Exit, Setup};
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::MappingFile;
 use crate::mapping::desired::{DesiredTable, ddl, desired_tables};
-use crate::mapping::resolve::{Resolved, resolve};
+use crate::mapping::resolve::Resolved;
+use crate::pipeline::drift::Settled;
 use crate::postgres::error::describe;
 use crate::sink::postgres::state;
 use crate::source::probe::probe;
@@ -46,7 +47,7 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
         wanted = tables;
         ends.live.assume = wanted.clone();
     }
-    let (resolved, found) = resolve(config, files, &ends.live);
+    let Settled { resolved, findings: found, .. } = look(config, files, &mut ends).await;
     findings.0.extend(found.0.into_iter().filter(|finding| !findings.0.contains(finding)).collect::<Vec<_>>());
     let mut plans = Vec::new();
     for (name, client) in &ends.sources {

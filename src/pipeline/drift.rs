@@ -28,6 +28,7 @@ use crate::config::{Config, OnError};
 use crate::diagnostic::{Finding, Findings};
 use crate::lsn::Lsn;
 use crate::mapping::MappingFile;
+use crate::mapping::desired::DesiredColumn;
 use crate::mapping::plan::{BeforeAdded, Plan};
 use crate::mapping::resolve::{Live, Resolved, resolve};
 use crate::mapping::syntax::At;
@@ -88,6 +89,8 @@ pub struct Settled {
     /// Errors among them: there is nothing to run.
     pub findings: Findings,
     pub reports: Vec<Report>,
+    /// Sinks' tables that were taken to have columns which they do not have yet.
+    pub pretended: Vec<(String, TableName)>,
 }
 
 /// Why there is nothing to run.
@@ -180,7 +183,8 @@ impl Settling<'_> {
             let added: Vec<_> = case.follow.iter().filter_map(|follow| follow.desired.clone()).collect();
             if is_writing {
                 if let Err(why) = add_columns(&self.ends.sinks[&case.sink], case).await? {
-                    case.left_out.extend(case.follow.iter().map(|follow| follow.column.name.clone()));
+                    let unfollowed = case.follow.iter();
+                    case.left_out.extend(unfollowed.map(|follow| (follow.column.name.clone(), follow.desired.clone())));
                     case.broken.push(why);
                     continue;
                 }
@@ -193,12 +197,9 @@ impl Settling<'_> {
                 let message =
                     format!("\"{}\" lacks {}, which `tailwater run` adds to it", case.target, names.join(", "));
                 self.settled.findings.push(Finding::warning("column-added", message));
+                self.settled.pretended.push((case.sink.clone(), case.target.clone()));
             }
-            let sink = self.live.sinks.get_mut(&case.sink);
-            let table = sink.and_then(|sink| sink.catalog.tables.iter_mut().find(|table| table.name == case.target));
-            if let Some(table) = table {
-                table.columns.extend(added.iter().map(|column| column.as_column()));
-            }
+            pretend(self.live, case, &added);
         }
         if matches!(self.occasion, Occasion::Look) {
             return Ok(());
@@ -216,12 +217,26 @@ impl Settling<'_> {
         Ok(())
     }
 
-    /// Takes columns that cannot be followed out of their mappings.
+    /// Takes columns that cannot be followed out of their mappings. Who only looks is told of them: what is to be published
+    /// does not change by it.
     fn leave_out(&mut self) {
         for case in &self.cases {
+            if matches!(self.occasion, Occasion::Look) {
+                let told =
+                    case.broken.iter().map(|why| Finding::error("table-changed", format!("\"{}\": {why}", case.from)));
+                let noted =
+                    case.notes.iter().map(|why| Finding::warning("table-changed", format!("\"{}\": {why}", case.from)));
+                self.settled.findings.0.extend(told.map(|finding| finding.hint(format!("{COPY_ANEW}."))).chain(noted));
+                let wanted: Vec<_> = case.left_out.iter().filter_map(|(_, desired)| desired.clone()).collect();
+                if !wanted.is_empty() {
+                    pretend(self.live, case, &wanted);
+                    self.settled.pretended.push((case.sink.clone(), case.target.clone()));
+                }
+                continue;
+            }
             let mapping = &mut self.files[case.file].tables[case.table];
             let span = mapping.all_columns.clone().unwrap_or_default();
-            for column in &case.left_out {
+            for (column, _) in &case.left_out {
                 mapping.exclude.push(At { value: column.clone(), span: span.clone() });
             }
         }
@@ -349,12 +364,21 @@ fn report(case: &Case, message: String, is_quarantined: bool) -> Report {
     }
 }
 
+/// Takes columns for there that the target does not have yet.
+fn pretend(live: &mut Live, case: &Case, added: &[DesiredColumn]) {
+    let sink = live.sinks.get_mut(&case.sink);
+    let table = sink.and_then(|sink| sink.catalog.tables.iter_mut().find(|table| table.name == case.target));
+    if let Some(table) = table {
+        table.columns.extend(added.iter().map(DesiredColumn::as_column));
+    }
+}
+
 /// The table as it is now, as far as the target follows it.
 fn layout_of(case: &Case) -> Option<Layout> {
     let mut layout = case.now.clone()?;
     let Some(stored) = &case.stored else { return Some(layout) };
     layout = layout.with_added(stored);
-    layout.columns.retain(|column| !case.left_out.contains(&column.name));
+    layout.columns.retain(|column| !case.left_out.iter().any(|(name, _)| *name == column.name));
     for follow in &case.follow {
         if let Some(column) = layout.columns.iter_mut().find(|column| column.number == follow.column.number) {
             column.added = true;

@@ -196,6 +196,8 @@ async fn h32_volatile_default_quarantines_the_table() -> Result<()> {
     mirror.sink.execute(DATABASE, "TRUNCATE mirror.t; ALTER TABLE mirror.t ADD COLUMN c double precision").await?;
     mirror.sink.execute(DATABASE, "DELETE FROM tailwater.table_state WHERE target = 'mirror.t'").await?;
     mirror.daemon = mirror.home.run()?;
+    let copied = "SELECT count(*) = 2 FROM tailwater.table_state WHERE state = 'streaming'";
+    mirror.wait_sink(SOON, "it was copied", copied).await?;
     mirror.assert_equal("the new copy").await
 }
 
@@ -204,7 +206,7 @@ async fn column_that_was_dropped_and_added_again_is_not_taken_for_the_old_one() 
     let mirror = both("again").await?;
     mirror.commit(&["ALTER TABLE t DROP COLUMN n; UPDATE t SET name = 'x' WHERE id = 1"]).await?;
     mirror.wait_sink(SOON, "the rest is followed", "SELECT name = 'x' FROM mirror.t WHERE id = 1").await?;
-    let note = "SELECT state = 'streaming' AND reason LIKE '%\"n\" was dropped%' FROM tailwater.table_state WHERE target = 'mirror.t'";
+    let note = "SELECT state = 'streaming' AND coalesce(reason, '') LIKE '%\"n\" was dropped%' FROM tailwater.table_state WHERE target = 'mirror.t'";
     mirror.wait_sink(SOON, "it is said", note).await?;
     mirror.commit(&["ALTER TABLE t ADD COLUMN n int DEFAULT 3; UPDATE t SET name = 'y' WHERE id = 1"]).await?;
     quarantined(&mirror, &["\"n\" was added", "dropped"]).await
@@ -238,7 +240,7 @@ async fn column_outside_the_publications_list_is_asked_for_and_then_followed() -
     let tables = [("t", "t", "columns = \"*\"\nexclude = [\"name\"]"), ("other", "other", STAR)];
     let mut mirror = noted("list", Recipe { source: TABLES, tables: &tables, ..Recipe::default() }).await?;
     mirror.commit(&["ALTER TABLE t ADD COLUMN c int DEFAULT 7; UPDATE t SET n = 0 WHERE id = 1"]).await?;
-    let note = "SELECT state = 'streaming' AND reason LIKE '%\"c\" was added%tailwater setup%' \
+    let note = "SELECT state = 'streaming' AND coalesce(reason, '') LIKE '%\"c\" was added%tailwater setup%' \
                 FROM tailwater.table_state WHERE target = 'mirror.t'";
     mirror.wait_sink(SOON, "it is said what to do", note).await?;
     let check = mirror.home.command(&["check"])?;

@@ -65,8 +65,8 @@ pub(super) struct Case {
     pub now: Option<Layout>,
     pub settled: Lsn,
     pub follow: Vec<Follow>,
-    /// Columns that the mapping asks for and that cannot be followed.
-    pub left_out: Vec<String>,
+    /// Columns that the mapping asks for and that cannot be followed, and what the target would get for them.
+    pub left_out: Vec<(String, Option<DesiredColumn>)>,
     /// Those of them that only wait for something.
     pub awaited: Vec<String>,
     pub broken: Vec<String>,
@@ -235,7 +235,7 @@ impl Assess<'_> {
         };
         let judged = judge(self.mapping, &now.since(&stored));
         if self.case.state == Some(TableState::Quarantined) {
-            self.case.left_out.extend(missing.into_iter().map(|(name, _)| name));
+            self.case.left_out.extend(missing.into_iter().map(|(name, desired)| (name, Some(desired))));
             return Ok(());
         }
         self.judged(judged, missing).await
@@ -263,7 +263,7 @@ impl Assess<'_> {
             match self.added(&column, before, desired.as_ref()).await? {
                 Ok(value) => self.case.follow.push(Follow { column, desired, value }),
                 Err(why) => {
-                    self.case.left_out.push(column.name.clone());
+                    self.case.left_out.push((column.name.clone(), desired));
                     self.case.broken.extend(why);
                 }
             }
