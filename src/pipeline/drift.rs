@@ -12,18 +12,17 @@
 //! were copied, and the catalog is compared with that.
 
 mod cases;
+mod edges;
 mod judge;
 pub(super) mod store;
 pub(super) mod watch;
 
 use std::collections::BTreeMap;
 
-use postgres_types::{FromSql, Type};
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 use tracing::{error, info, warn};
 
-use crate::catalog::{TableName, quote_literal};
+use crate::catalog::TableName;
 use crate::config::{Config, OnError};
 use crate::diagnostic::{Finding, Findings};
 use crate::lsn::Lsn;
@@ -33,11 +32,12 @@ use crate::mapping::plan::{BeforeAdded, Plan};
 use crate::mapping::resolve::{Live, Resolved, resolve};
 use crate::mapping::syntax::At;
 use crate::postgres::catalog::{Wanted, read_tables};
-use crate::postgres::error::{SqlError, describe};
+use crate::postgres::error::SqlError;
 use crate::sink::postgres::state;
 use crate::sink::state::TableState;
-use crate::source::layout::{Layout, LayoutColumn};
+use crate::source::layout::Layout;
 use cases::{Case, SourceNow, by_sink, cases, look};
+use edges::{add_columns, before_added, tell};
 pub use watch::announce;
 
 /// How a quarantined table comes back.
@@ -386,78 +386,4 @@ fn layout_of(case: &Case) -> Option<Layout> {
         }
     }
     Some(layout)
-}
-
-/// Adds the columns to the target and remembers it, in one transaction; or why that cannot be.
-async fn add_columns(client: &Client, case: &Case) -> Result<Result<(), String>, Unsettled> {
-    let statements: Vec<_> = case
-        .follow
-        .iter()
-        .filter_map(|follow| Some(follow.desired.as_ref()?.add_to(&case.target, follow.value.as_deref())))
-        .collect();
-    store::ensure(client).await?;
-    client.batch_execute("BEGIN; SET LOCAL lock_timeout = '10s'").await?;
-    let done = async {
-        client.batch_execute(&statements.join("; ")).await?;
-        match layout_of(case).filter(|_| !case.is_copied_anew()) {
-            Some(layout) => store::write(client, &case.source, &case.target, &layout).await,
-            None => Ok(()),
-        }
-    };
-    let done = done.await;
-    client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
-    let Err(error) = done else { return Ok(Ok(())) };
-    if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) || error.code().is_none() {
-        return Err(error.into());
-    }
-    let hint = match error.code() {
-        Some(code) if code == &SqlState::INSUFFICIENT_PRIVILEGE => "; let the table's owner run: ",
-        _ => "; refused was: ",
-    };
-    Ok(Err(format!(
-        "a column was added, and the sink does not let us add it to the target: {}{hint}{}",
-        describe(&error),
-        statements.join("; ")
-    )))
-}
-
-/// Leaves word in the table's state, which stays as it is.
-async fn tell(client: &Client, case: &Case, message: &str) -> Result<(), Unsettled> {
-    let sql = "UPDATE tailwater.table_state SET reason = $3, updated_at = now() WHERE source = $1 AND target = $2";
-    client.execute(sql, &[&case.source, &crate::sink::state::name_text(&case.target), &message]).await?;
-    Ok(())
-}
-
-/// A value as it comes over the wire.
-struct Raw(Option<Vec<u8>>);
-
-impl<'a> FromSql<'a> for Raw {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Raw(Some(raw.to_vec())))
-    }
-
-    fn from_sql_null(_: &Type) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Raw(None))
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-}
-
-/// What the source would send of a column in a row that is older than it.
-async fn before_added(client: &Client, column: &LayoutColumn) -> Result<BeforeAdded, Unsettled> {
-    let [text] = column.missing.as_slice() else { return Ok(BeforeAdded::Null) };
-    let sql = format!("SELECT CAST({} AS {})", quote_literal(text), column.type_name);
-    match client.query_one(&sql, &[]).await {
-        Ok(row) => Ok(match row.try_get::<_, Raw>(0)?.0 {
-            Some(value) => BeforeAdded::Binary(value),
-            None => BeforeAdded::Null,
-        }),
-        // A type without a binary form is sent as text.
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_FUNCTION) => {
-            Ok(BeforeAdded::Text(text.clone().into_bytes()))
-        }
-        Err(error) => Err(error.into()),
-    }
 }
