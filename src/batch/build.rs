@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::fold::{Fold, KeyMissing};
+use super::fold::Fold;
+use super::terms::{BatchLimits, BuildError, TableCause, Taken, Taking};
 use super::{Batch, BatchEnd, RowOp, RowRef};
 use crate::assemble::{AssembleError, Assembler, Begin, Change, Step};
 use crate::catalog::TableName;
 use crate::checkpoint::{Checkpoint, Position, UnixMicros};
 use crate::frame::{self, FrameError};
 use crate::lsn::Lsn;
-use crate::mapping::bind::{BindError, Binding};
+use crate::mapping::bind::Binding;
 use crate::mapping::plan::Plan;
 use crate::pgoutput::Relation;
 use crate::tuple::Tuple;
@@ -24,56 +25,6 @@ const LIVE: Duration = Duration::from_secs(1);
 const GATHER_MAX: Duration = Duration::from_millis(100);
 /// Rows that are worth no further wait: what a batch costs by itself is small beside them.
 const GATHER_ROWS: usize = 20_000;
-
-/// When a batch is full.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BatchLimits {
-    /// Rows of the target, before folding.
-    pub rows: usize,
-    /// Bytes of the blocks that the batch keeps alive.
-    pub bytes: usize,
-    /// Source transactions.
-    pub commits: u64,
-}
-
-/// Why a stream cannot be turned into batches.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum BuildError {
-    #[error("journal holds what is no frame")]
-    Frame(#[from] FrameError),
-    #[error(transparent)]
-    Assemble(#[from] AssembleError),
-    /// Concerns one table only.
-    #[error("table \"{target}\" cannot take the changes of transaction {commit_lsn}: {cause}")]
-    Table { plan_index: usize, target: String, commit_lsn: Lsn, cause: TableCause },
-}
-
-/// What is wrong with one table's changes.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum TableCause {
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    #[error(transparent)]
-    Key(#[from] KeyMissing),
-}
-
-/// Whether a table takes changes from the stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Taking {
-    /// Not yet, or not any more: its changes are left out.
-    No,
-    /// Changes of transactions that commit at this LSN or later; earlier ones are in its snapshot.
-    From(Lsn),
-}
-
-/// How far a block was taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Taken {
-    /// All of it.
-    Whole,
-    /// The batch is full; the block's frames from this byte on belong to the next one.
-    Until(usize),
-}
 
 /// A target's place in the builder.
 struct Route {
@@ -205,7 +156,7 @@ impl Builder {
     /// # Errors
     /// The stream is broken, or one table's changes cannot be taken; nothing of the batch may then be used.
     pub fn push(&mut self, block: &Bytes, from: usize) -> Result<Taken, BuildError> {
-        let block_index = u32::try_from(self.blocks.len()).expect("a batch holds fewer than 2^32 blocks");
+        let block_index = index_of(self.blocks.len());
         let mut at = from;
         self.blocks.push(block.clone());
         self.block_bytes += block.len() - from;
@@ -315,13 +266,15 @@ impl Builder {
         }
     }
 
-    /// A relation was described: find the tables it feeds.
+    /// A relation was described: find the tables it feeds. By its OID too: under another name it is still theirs, and none of
+    /// its rows may be passed over in silence.
     fn feed(&mut self, index: usize) {
         let relation = &self.assembler.relations()[index];
         if self.fed.len() <= index {
             self.fed.resize_with(index + 1, Vec::new);
         }
-        let is_fed = |(_, route): &(usize, &Route)| route.plan.from == relation.name;
+        let is_fed =
+            |(_, route): &(usize, &Route)| route.plan.from == relation.name || route.plan.expected.oid == relation.oid;
         self.fed[index] = self.routes.iter().enumerate().filter(is_fed).map(|(route, _)| route).collect();
     }
 
@@ -340,28 +293,48 @@ impl Builder {
                 continue;
             }
             let fold = self.fold_for(route, relation)?;
-            let fold = &mut self.folds[fold];
+            let binding = self.folds[fold].binding();
             let transaction = u32::try_from(self.transactions.len() - 1).expect("few transactions in a batch");
-            let binding = fold.binding();
-            let row = |tuple: &Tuple<'_>, key_only, op| RowRef {
-                block: block_index,
-                start: place(block, tuple.bytes()),
-                length: u32::try_from(tuple.bytes().len()).expect("a row is shorter than 4 GiB"),
-                binding,
-                key_only,
-                has_unchanged: tuple.has_unchanged(),
-                earlier: None,
-                transaction,
-                ordinal,
-                op,
+            let fold = &mut self.folds[fold];
+            // Columns that this layout does not have yet are written out behind the row.
+            let wider = self.routes[route].bound.as_ref().filter(|(_, binding)| binding.appended_columns > 0);
+            let wider = wider.map(|(_, binding)| binding.clone());
+            let mut row = |tuple: &Tuple<'_>, key_only, op| {
+                let (mut block_index, mut start, mut length) =
+                    (block_index, place(block, tuple.bytes()), tuple.bytes().len());
+                if let Some(binding) = &wider {
+                    let bytes = binding.widened(tuple.bytes());
+                    (block_index, start, length) = (index_of(self.blocks.len()), 0, bytes.len());
+                    self.block_bytes += length;
+                    self.blocks.push(bytes.into());
+                }
+                RowRef {
+                    block: block_index,
+                    start,
+                    length: u32::try_from(length).expect("a row is shorter than 4 GiB"),
+                    binding,
+                    key_only,
+                    has_unchanged: tuple.has_unchanged(),
+                    earlier: None,
+                    transaction,
+                    ordinal,
+                    op,
+                }
             };
             let done = match change {
-                Change::Insert { new } => fold.insert(&self.blocks, row(new, false, RowOp::Insert)),
+                Change::Insert { new } => {
+                    let new = row(new, false, RowOp::Insert);
+                    fold.insert(&self.blocks, new)
+                }
                 Change::Update { old, new } => {
                     let old = old.as_ref().map(|old| row(&old.tuple(), is_key_only(old), RowOp::Update));
-                    fold.update(&self.blocks, old, row(new, false, RowOp::Update))
+                    let new = row(new, false, RowOp::Update);
+                    fold.update(&self.blocks, old, new)
                 }
-                Change::Delete { old } => fold.delete(&self.blocks, row(&old.tuple(), is_key_only(old), RowOp::Delete)),
+                Change::Delete { old } => {
+                    let old = row(&old.tuple(), is_key_only(old), RowOp::Delete);
+                    fold.delete(&self.blocks, old)
+                }
             };
             done.map_err(|missing| self.table_error(route, missing.into()))?;
             self.rows += 1;
@@ -393,6 +366,7 @@ impl Builder {
     /// The route's fold in this batch, bound to the relation's present layout.
     fn fold_for(&mut self, route_index: usize, relation: usize) -> Result<usize, BuildError> {
         let relation = &self.assembler.relations()[relation];
+        let commit_lsn = self.assembler.open().map_or(Lsn::ZERO, |open| open.commit_lsn);
         let route = &mut self.routes[route_index];
         // Most changes follow one of the same table.
         if let (Some((bound, binding)), Some(fold)) = (&route.bound, route.fold)
@@ -403,7 +377,7 @@ impl Builder {
         }
         let binding = match &route.bound {
             Some((bound, binding)) if Arc::ptr_eq(bound, relation) => binding.clone(),
-            _ => match Binding::new(&route.plan, relation).map(Arc::new) {
+            _ => match Binding::new(&route.plan, relation, commit_lsn).map(Arc::new) {
                 Ok(binding) => route.bound.insert((relation.clone(), binding)).1.clone(),
                 Err(error) => return Err(self.table_error(route_index, error.into())),
             },
@@ -436,6 +410,10 @@ impl Builder {
 fn behind(sent_at: Option<UnixMicros>, commit_ts: Option<UnixMicros>) -> Duration {
     let micros = sent_at.zip(commit_ts).map_or(0, |(sent_at, commit_ts)| sent_at.0.saturating_sub(commit_ts.0));
     Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+}
+
+fn index_of(count: usize) -> u32 {
+    u32::try_from(count).expect("a batch holds fewer than 2^32 blocks")
 }
 
 fn is_key_only(old: &crate::pgoutput::Old<'_>) -> bool {

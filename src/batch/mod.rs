@@ -4,6 +4,7 @@
 mod build;
 mod fold;
 mod multiset;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -12,8 +13,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use build::{BatchLimits, BuildError, Builder, TableCause, Taken, Taking};
+pub use build::Builder;
 pub use fold::Fold;
+pub use terms::{BatchLimits, BuildError, TableCause, Taken, Taking};
 
 use crate::assemble::Begin;
 use crate::checkpoint::{Checkpoint, Position, UnixMicros};

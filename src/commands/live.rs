@@ -7,8 +7,10 @@ use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings, chain};
+use crate::mapping::MappingFile;
 use crate::mapping::clickhouse::LiveClickHouse;
-use crate::mapping::resolve::{Live, LiveSink, LiveSource};
+use crate::mapping::resolve::{Live, LiveSink, LiveSource, resolve};
+use crate::pipeline::drift::{self, Occasion, Settled};
 use crate::pipeline::{sink_address, source_url};
 use crate::postgres::catalog::{Wanted, read_tables, read_types};
 use crate::postgres::connect::{ConnectError, connect};
@@ -66,6 +68,19 @@ pub async fn connect_sources(config: &Config, patience: Patience) -> Ends {
         }
     }
     ends
+}
+
+/// What a start would find: mappings resolved, and what became of tables that are held already. Nothing is changed.
+pub async fn look(config: &Config, files: &[MappingFile], ends: &mut Ends) -> Settled {
+    let sessions = drift::Ends { sources: &ends.sources, sinks: &ends.sinks };
+    match drift::settle(config, files, &mut ends.live, sessions, Occasion::Look).await {
+        Ok(settled) => settled,
+        // What stands in the way there is said where states and sources are looked at.
+        Err(_) => {
+            let (resolved, findings) = resolve(config, files, &ends.live);
+            Settled { resolved, findings, ..Settled::default() }
+        }
+    }
 }
 
 async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {

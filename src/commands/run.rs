@@ -4,18 +4,23 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use super::live::{Patience, connect_all};
+use super::live::{Ends, Patience, connect_all};
 use super::{load_config, runtime, say_error, show};
 use crate::cli::{Cli, Exit, Run};
 use crate::config::{Config, LogFormat, OnHalt};
 use crate::diagnostic::chain;
-use crate::mapping::resolve::{Resolved, resolve};
+use crate::mapping::MappingFile;
+use crate::mapping::resolve::resolve;
+use crate::pipeline::drift::{self, Occasion, Report, Settled, Unsettled};
 use crate::pipeline::{self, Context, End};
+use crate::retry::{Backoff, Retry};
+use crate::sink::state::TableState;
 use crate::source::probe::probe;
 use crate::source::setup::SetupPlan;
 use crate::telemetry::board::StatusBoard;
+use crate::telemetry::handles::Stage;
 use crate::telemetry::http::{HttpState, serve};
 use crate::telemetry::log::{self, Format};
 use crate::telemetry::metrics::Metrics;
@@ -40,13 +45,24 @@ pub fn run(cli: &Cli, args: &Run) -> Exit {
 }
 
 async fn daemon(cli: &Cli, config: Config) -> Exit {
-    let resolved = tokio::select! {
-        resolved = resolve_ends(cli, &config) => match resolved {
-            Ok(resolved) => resolved,
-            Err(exit) => return exit,
+    let files = match crate::mapping::load(&config) {
+        Ok(files) => files,
+        Err(findings) => {
+            show(cli, &findings);
+            return Exit::Usage;
+        }
+    };
+    let mut settled = tokio::select! {
+        settled = prepare(&config, &files, Occasion::Start) => match settled {
+            Ok(settled) => settled,
+            Err(end) => return finish(end),
         },
         () = stop_signal() => return Exit::Done,
     };
+    show(cli, &settled.findings);
+    if settled.findings.has_errors() {
+        return Exit::Findings;
+    }
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
     let board = StatusBoard::new(env!("CARGO_PKG_VERSION"), metrics.clone());
     let (stop, stopped) = watch::channel(false);
@@ -74,7 +90,27 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
     let on_halt = config.on_halt;
     let mut until_stopped = stopped.clone();
     let context = Arc::new(Context { config: Arc::new(config), metrics, board, stop: stopped });
-    let end = pipeline::run(context, &resolved).await;
+    let end = loop {
+        report(&context, &settled.reports);
+        let drift = match pipeline::run(context.clone(), &settled.resolved).await {
+            End::Drift(drift) => drift,
+            end => break end,
+        };
+        drift::announce(&drift);
+        let occasion = Occasion::Drift { drift: &drift, before: &settled.resolved };
+        let again = tokio::select! {
+            again = prepare(&context.config, &files, occasion) => again,
+            _ = until_stopped.wait_for(|stop| *stop) => break End::Stopped,
+        };
+        match again {
+            Ok(again) if again.findings.has_errors() => {
+                show(cli, &again.findings);
+                return Exit::Findings;
+            }
+            Ok(again) => settled = again,
+            Err(end) => break end,
+        }
+    };
     let stays = on_halt == OnHalt::Stay && matches!(end, End::Halt(_));
     let exit = finish(end);
     if stays {
@@ -85,27 +121,70 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
     exit
 }
 
-async fn resolve_ends(cli: &Cli, config: &Config) -> Result<Resolved, Exit> {
-    let files = crate::mapping::load(config).map_err(|findings| {
-        show(cli, &findings);
-        Exit::Usage
-    })?;
-    let mut ends = connect_all(config, Patience::Wait).await;
-    let (resolved, found) = resolve(config, &files, &ends.live);
-    ends.findings.0.extend(found.0);
+/// Both ends as they are now, and what is to run between them. Waits for an end that does not answer.
+async fn prepare(config: &Config, files: &[MappingFile], occasion: Occasion<'_>) -> Result<Settled, End> {
+    let mut backoff = Backoff::new(u64::from(std::process::id()));
+    loop {
+        let mut ends = connect_all(config, Patience::Wait).await;
+        if ends.findings.has_errors() {
+            return Ok(resolved_only(config, files, &mut ends).await);
+        }
+        let sessions = drift::Ends { sources: &ends.sources, sinks: &ends.sinks };
+        let error = match drift::settle(config, files, &mut ends.live, sessions, occasion).await {
+            Ok(mut settled) => {
+                settled.findings.0.splice(0..0, std::mem::take(&mut ends.findings).0);
+                not_set_up(config, &ends, &mut settled).await;
+                return Ok(settled);
+            }
+            Err(Unsettled::Stop(message)) => return Err(End::Failed(message)),
+            Err(Unsettled::Sql(error)) => error,
+        };
+        if error.retry() == Retry::Never {
+            // What stands in the way, the start-up decision meets as well, and says.
+            return match occasion {
+                Occasion::Start | Occasion::Look => Ok(resolved_only(config, files, &mut ends).await),
+                Occasion::Drift { .. } => Err(End::Failed(error.to_string())),
+            };
+        }
+        warn!(%error, "tables not looked at, waiting");
+        tokio::time::sleep(backoff.next().unwrap_or_default()).await;
+    }
+}
+
+/// Without a look at what became of the tables.
+async fn resolved_only(config: &Config, files: &[MappingFile], ends: &mut Ends) -> Settled {
+    let (resolved, found) = resolve(config, files, &ends.live);
+    let mut findings = std::mem::take(&mut ends.findings);
+    findings.0.extend(found.0);
+    let mut settled = Settled { resolved, findings, ..Settled::default() };
+    not_set_up(config, ends, &mut settled).await;
+    settled
+}
+
+/// A source that went away meanwhile is waited for by the pipeline, and one that has a slot is for the start-up decision to
+/// judge.
+async fn not_set_up(config: &Config, ends: &Ends, settled: &mut Settled) {
     for (name, client) in &ends.sources {
         let source = &config.sources[name];
-        // A source that went away meanwhile is waited for by the pipeline, and one that has a slot is for the start-up
-        // decision to judge.
         if let Ok(found) = probe(client, &source.slot, &source.publication).await
             && found.slot.is_none()
         {
-            let published = resolved.published.get(name).cloned().unwrap_or_default();
-            super::check::add_setup(&mut ends.findings, &SetupPlan::make(&published, &found));
+            let published = settled.resolved.published.get(name).cloned().unwrap_or_default();
+            super::check::add_setup(&mut settled.findings, &SetupPlan::make(&published, &found));
         }
     }
-    show(cli, &ends.findings);
-    if ends.findings.has_errors() { Err(Exit::Findings) } else { Ok(resolved) }
+}
+
+/// Tells whoever watches what became of tables.
+fn report(context: &Context, reports: &[Report]) {
+    for report in reports {
+        let table = report.target.to_string();
+        context.board.error(Stage::Map, "schema", &table, &report.message);
+        context.board.table_reason(&report.source, &report.sink, &table, Some(&report.message));
+        if report.is_quarantined {
+            context.metrics.table(&report.source, &report.sink, &table).set_state(TableState::Quarantined);
+        }
+    }
 }
 
 /// The end of a run as an exit code and a last word.
@@ -119,6 +198,10 @@ fn finish(end: End) -> Exit {
             error!(reason = halt.code(), "halted: {halt}");
             say_error(&format!("error: {halt}\nhint: {}", halt.hint()));
             Exit::ALL.into_iter().find(|exit| exit.code() == halt.exit_code()).unwrap_or(Exit::Failed)
+        }
+        End::Drift(drift) => {
+            say_error(&format!("error: table \"{}\" changed: {}", drift.table, drift.why));
+            Exit::Failed
         }
         End::NotSetUp(what) => {
             say_error(&format!("error: {what}\nhint: Run `tailwater setup`."));

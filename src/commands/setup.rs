@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::live::{Ends, Patience, connect_all};
+use super::live::{Ends, Patience, connect_all, look};
 use super::{load_config, runtime, say, show};
 use crate::cli::{Cli, Exit, Setup};
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::MappingFile;
 use crate::mapping::desired::{Desired, ddl, desired_tables};
-use crate::mapping::resolve::resolve;
+use crate::pipeline::drift::Settled;
 use crate::postgres::error::describe;
 use crate::sink::clickhouse::ddl::state_schema;
 use crate::sink::clickhouse::state::has_schema;
@@ -55,7 +55,7 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
             }
         }
     }
-    let (resolved, found) = resolve(config, files, &ends.live);
+    let Settled { resolved, findings: found, .. } = look(config, files, &mut ends).await;
     findings.0.extend(found.0.into_iter().filter(|finding| !findings.0.contains(finding)).collect::<Vec<_>>());
     let mut plans = Vec::new();
     for (name, client) in &ends.sources {

@@ -4,11 +4,11 @@ use super::clickhouse::{self, ClickHouseTable};
 use super::draft::{Draft, DraftColumn, DraftFrom};
 use super::offline::is_postgres;
 use super::plan::Mode;
-use super::resolve::{Live, source_table, without_repeats};
-use super::syntax::MappingFile;
+use super::resolve::{Live, LiveSource, source_table, without_repeats};
+use super::syntax::{MappingFile, TableMapping};
 use super::target::meta_type;
 use super::types;
-use crate::catalog::{Column, ReplicaIdentity, Table, TableKind, TableName, TypeKind, quote_ident};
+use crate::catalog::{Column, ReplicaIdentity, Table, TableKind, TableName, TypeKind, quote_ident, quote_literal};
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings};
 
@@ -35,20 +35,7 @@ pub struct DesiredColumn {
 impl DesiredTable {
     /// The table as its catalog would show it once created.
     pub(super) fn as_table(&self) -> Table {
-        let columns = self.columns.iter().map(|column| Column {
-            name: column.name.clone(),
-            type_oid: 0,
-            type_modifier: -1,
-            type_name: column.type_name.clone(),
-            wire_type: types::without_modifier(&column.type_name),
-            wire_oid: 0,
-            type_kind: TypeKind::Base,
-            not_null: column.not_null,
-            generated: false,
-            has_default: column.default.is_some(),
-            toastable: false,
-            has_binary: true,
-        });
+        let columns = self.columns.iter().map(DesiredColumn::as_column);
         Table {
             oid: 0,
             name: self.target.clone(),
@@ -125,6 +112,64 @@ impl Desired {
         } else {
             let table = clickhouse::desired(draft, findings);
             self.clickhouse.extend(table.map(|table| (sink.to_owned(), table)));
+        }
+    }
+}
+
+/// Columns that a mapping of all columns asks for and an existing target lacks, by the source column's name.
+pub fn missing_columns(
+    file: &MappingFile,
+    mapping: &TableMapping,
+    source: &str,
+    end: &LiveSource,
+    target: &Table,
+) -> Vec<(String, DesiredColumn)> {
+    // What is wrong is said when all is resolved.
+    let mut unsaid = Findings::default();
+    let table = source_table(file, mapping, source, end, &mut unsaid);
+    let Some(draft) = table.and_then(|table| Draft::make(file, mapping, table, &mut unsaid)) else { return Vec::new() };
+    let missing = draft.columns.iter().filter(|column| column.starred && target.column(&column.target).is_none());
+    let desired = missing.filter_map(|column| {
+        let DraftFrom::Column(from) = &column.from else { return None };
+        let type_name = type_name(&draft, column)?;
+        // Its NOT NULL may be taken back at the source, of which nobody would hear.
+        let desired = DesiredColumn { name: column.target.clone(), type_name, not_null: false, default: None };
+        Some((from.name.clone(), desired))
+    });
+    desired.collect()
+}
+
+impl DesiredColumn {
+    /// The statement that adds the column to a table; rows that are there get `value`.
+    pub fn add_to(&self, table: &TableName, value: Option<&str>) -> String {
+        let (table, name) = (table.quoted(), quote_ident(&self.name));
+        let add = format!("ALTER TABLE {table} ADD COLUMN {name} {}", self.type_name);
+        match value {
+            None => add,
+            // The default goes again: every new row brings its own value.
+            Some(value) => format!(
+                "{add} DEFAULT CAST({} AS {}); ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT",
+                quote_literal(value),
+                self.type_name
+            ),
+        }
+    }
+
+    /// The column as the catalog would show it.
+    pub fn as_column(&self) -> Column {
+        Column {
+            name: self.name.clone(),
+            type_oid: 0,
+            type_modifier: -1,
+            type_name: self.type_name.clone(),
+            wire_type: types::without_modifier(&self.type_name),
+            wire_oid: 0,
+            type_kind: TypeKind::Base,
+            not_null: self.not_null,
+            generated: false,
+            has_default: self.default.is_some(),
+            toastable: false,
+            has_binary: true,
         }
     }
 }

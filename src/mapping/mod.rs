@@ -22,7 +22,7 @@ mod sql;
 pub mod syntax;
 mod syntax_column;
 mod target;
-mod types;
+pub mod types;
 
 pub use syntax::MappingFile;
 

@@ -1,11 +1,13 @@
 //! A mapping compiled against both live ends: names, types and keys are settled here, once, so that per row only bytes move.
 
+use std::fmt;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::catalog::TableName;
+use crate::lsn::Lsn;
 use crate::value::clickhouse::types::{OnOverflow, SourceType};
 
 /// What the daemon knows of a change beside its columns: `{ meta = "…" }`.
@@ -122,6 +124,64 @@ pub enum DeleteMode {
     Ignore,
 }
 
+/// The source table as the plan was made for it: what the stream's description of the table is compared with.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Expected {
+    /// The table's OID; 0 if nothing is known, and then nothing is compared.
+    pub oid: u32,
+    /// What transactions that committed before this did to the table, the plan knows: the catalog was read later. Until
+    /// somebody says so, every transaction is taken for such a one.
+    pub settled: Lsn,
+    /// All columns that the plan knows of, whether it reads them or not.
+    pub columns: Vec<ExpectedColumn>,
+    /// Columns that the source has, that belong to the plan, and that it does without until something is done about them.
+    pub awaited: Vec<String>,
+}
+
+impl Default for Expected {
+    fn default() -> Self {
+        Expected { oid: 0, settled: Lsn(u64::MAX), columns: Vec::new(), awaited: Vec::new() }
+    }
+}
+
+impl Expected {
+    pub fn column(&self, name: &str) -> Option<&ExpectedColumn> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+}
+
+/// One column of the source table.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ExpectedColumn {
+    pub name: String,
+    pub type_oid: u32,
+    pub type_modifier: i32,
+    /// As SQL text with modifier, for people.
+    pub type_name: String,
+    /// What a row has that was written before the column was added; `None` for a column that is as old as the copy.
+    #[serde(skip)]
+    pub added: Option<BeforeAdded>,
+}
+
+/// The value, in the form of the wire, of a column that a row does not have yet.
+#[derive(Clone, PartialEq, Eq)]
+pub enum BeforeAdded {
+    Null,
+    Binary(Vec<u8>),
+    Text(Vec<u8>),
+}
+
+/// A value is never shown.
+impl fmt::Debug for BeforeAdded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BeforeAdded::Null => "Null",
+            BeforeAdded::Binary(_) => "Binary",
+            BeforeAdded::Text(_) => "Text",
+        })
+    }
+}
+
 /// One `[table."schema.name"]` for one source and one sink, compiled.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Plan {
@@ -155,6 +215,7 @@ pub struct Plan {
     pub source_columns: Vec<String>,
     /// `columns = "*"`: a column added at the source is to be added here.
     pub follows_columns: bool,
+    pub expected: Expected,
 }
 
 impl Plan {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::draft::{Draft, DraftColumn, DraftFrom};
-use super::plan::{Input, InputFrom, Meta, Output, OutputFrom, Plan};
+use super::plan::{Expected, ExpectedColumn, Input, InputFrom, Meta, Output, OutputFrom, Plan};
 use super::target::{Ends, meta_type};
 use super::types;
 use crate::catalog::{Column, ReplicaIdentity, Table, TypeKind, quote_ident, quote_literal};
@@ -72,6 +72,7 @@ impl<'d, 'a> Build<'d, 'a> {
             parents,
             source_columns: build.inputs.iter().filter_map(source_column).collect(),
             follows_columns: mapping.all_columns.is_some(),
+            expected: expected(draft.table),
             inputs: build.inputs,
         };
         (plan, build.unknown)
@@ -176,6 +177,17 @@ impl<'d, 'a> Build<'d, 'a> {
         });
         self.inputs.len() - 1
     }
+}
+
+fn expected(table: &Table) -> Expected {
+    let column = |column: &Column| ExpectedColumn {
+        name: column.name.clone(),
+        type_oid: column.type_oid,
+        type_modifier: column.type_modifier,
+        type_name: column.type_name.clone(),
+        added: None,
+    };
+    Expected { oid: table.oid, columns: table.columns.iter().map(column).collect(), ..Expected::default() }
 }
 
 fn sql(text: String, inputs: Vec<usize>) -> OutputFrom {

@@ -118,6 +118,48 @@ pub(super) fn assignable(from: &str, to: &str) -> bool {
         )
 }
 
+/// What became of a column's type.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TypeChange {
+    Same,
+    /// Every old value is a new one and looks the same on the wire, and a target that is too narrow for a new one refuses it.
+    Wider,
+    Different,
+}
+
+/// Compares a column's type and modifier before and after a change.
+pub fn type_change(old: (u32, i32), new: (u32, i32)) -> TypeChange {
+    const TEXT: u32 = 25;
+    const VARCHAR: u32 = 1043;
+    const NUMERIC: u32 = 1700;
+    const VARBIT: u32 = 1562;
+    if old == new {
+        return TypeChange::Same;
+    }
+    let is_longer = new.1 == -1 || (old.1 != -1 && new.1 >= old.1);
+    // The modifier of numeric holds the precision above the scale.
+    let scale = |modifier: i32| (modifier - 4) & 0x7ff;
+    let is_wider = match (old.0, new.0) {
+        (VARCHAR, TEXT) => true,
+        (TEXT, VARCHAR) => new.1 == -1,
+        (VARCHAR, VARCHAR) | (VARBIT, VARBIT) => is_longer,
+        (NUMERIC, NUMERIC) => old.1 != -1 && new.1 >= old.1 && scale(old.1) == scale(new.1),
+        _ => false,
+    };
+    if is_wider { TypeChange::Wider } else { TypeChange::Different }
+}
+
+/// A type of Postgres's own by its OID, as a person knows it.
+pub fn type_name(oid: u32) -> String {
+    match postgres_types::Type::from_oid(oid) {
+        Some(known) => match known.name().strip_prefix('_') {
+            Some(element) => without_modifier(&format!("{element}[]")),
+            None => without_modifier(known.name()),
+        },
+        None => format!("type {oid}"),
+    }
+}
+
 /// Equal floats need not look equal (`-0`, `0`) nor be found again after rounding: no type for a key.
 pub(super) fn is_float(plain: &str) -> bool {
     matches!(plain, "real" | "double precision")
@@ -154,6 +196,32 @@ mod tests {
             assert_eq!(without_modifier(text), expected);
             assert_eq!(without_modifier(expected), expected, "a second time");
         }
+    }
+
+    #[test]
+    fn only_widening_is_harmless() {
+        let numeric = |precision: i32, scale: i32| (1700, (precision << 16 | scale) + 4);
+        let cases = [
+            ((1043, 14), (1043, 24), TypeChange::Wider),
+            ((1043, 24), (1043, 14), TypeChange::Different),
+            ((1043, 24), (1043, -1), TypeChange::Wider),
+            ((1043, 14), (25, -1), TypeChange::Wider),
+            ((25, -1), (1043, 14), TypeChange::Different),
+            ((25, -1), (1043, -1), TypeChange::Wider),
+            (numeric(10, 2), numeric(12, 2), TypeChange::Wider),
+            (numeric(10, 2), numeric(12, 3), TypeChange::Different),
+            // The target would round what comes.
+            (numeric(10, 2), (1700, -1), TypeChange::Different),
+            ((1114, 3), (1114, -1), TypeChange::Different),
+            ((23, -1), (20, -1), TypeChange::Different),
+            ((23, -1), (23, -1), TypeChange::Same),
+        ];
+        for (old, new, expected) in cases {
+            assert_eq!(type_change(old, new), expected, "{old:?} to {new:?}");
+        }
+        assert_eq!((type_name(20), type_name(1185), type_name(99_999)), {
+            ("bigint".to_owned(), "timestamp with time zone[]".to_owned(), "type 99999".to_owned())
+        });
     }
 
     #[test]

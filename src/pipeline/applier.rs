@@ -263,7 +263,13 @@ impl Applier {
                 item = session.reader.next(), if wants_more && !stopping => {
                     session.heard_at = Instant::now();
                     match item {
-                        Ok(item) => if let Err(over) = self.take_in(&mut session, item) { return over },
+                        Ok(item) => if let Err(over) = self.take_in(&mut session, item) {
+                            // Its checkpoint is what the next session begins from.
+                            if let Some(applying) = session.applying.take() {
+                                let _ = applying.await;
+                            }
+                            return over;
+                        },
                         Err(error) => return error.into(),
                     }
                 }

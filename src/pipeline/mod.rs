@@ -2,6 +2,7 @@
 
 mod applier;
 mod copy;
+pub mod drift;
 mod link;
 mod source;
 
@@ -32,6 +33,8 @@ use crate::telemetry::board::StatusBoard;
 use crate::telemetry::handles::{PairMetrics, Stage, TableMetrics, ViewMetrics};
 use crate::telemetry::metrics::Metrics;
 use crate::verdict::{Ack, Halt};
+use drift::Drift;
+use drift::watch::Copies;
 pub use link::SinkLink;
 use source::Source;
 
@@ -51,6 +54,8 @@ pub enum End {
     Stopped,
     /// Going on would be wrong; a human must decide.
     Halt(Halt),
+    /// A table of the source is not what its plan was made for: look at the catalogs again, then go on.
+    Drift(Drift),
     /// `tailwater setup` has not been run.
     NotSetUp(String),
     Failed(String),
@@ -75,6 +80,8 @@ pub struct Observed {
     pub pair: PairMetrics,
     /// By plan.
     pub tables: Vec<TableMetrics>,
+    /// Tables on their way from copy to stream.
+    pub copies: Arc<Copies>,
     names: Vec<String>,
     board: Arc<StatusBoard>,
 }
@@ -88,6 +95,7 @@ impl Observed {
             pair: context.metrics.pair(&link.source, &link.name),
             tables: names.iter().map(|name| context.metrics.table(&link.source, &link.name, name)).collect(),
             names,
+            copies: Arc::default(),
             board: context.board.clone(),
         }
     }
@@ -98,6 +106,7 @@ impl Observed {
 
     fn table_state(&self, plan_index: usize, state: TableState) {
         self.tables[plan_index].set_state(state);
+        self.copies.set_state(plan_index, state);
     }
 
     fn copying(&self, plan_index: usize, copied: u64, estimated: u64) {

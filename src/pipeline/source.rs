@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::applier::{Applier, SourceShared, Tables};
 use super::copy::{self, CopyJob};
 use super::link::{SinkLink, SinkTables};
-use super::{Context, End, Observed};
+use super::{Context, End, Observed, drift};
 use lookout::Received;
 use takeover::{Stuck, Taken};
 
@@ -25,6 +25,7 @@ use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;
+use crate::sink::any::SinkAddress;
 use crate::sink::state::{StoredTable, TableState};
 use crate::source::stream::{ConfirmBy, Stream, StreamError, StreamShared};
 use crate::telemetry::handles::{SourceMetrics, Stage};
@@ -124,6 +125,12 @@ impl Source {
         let epochs = taken.epochs.clone();
         for (index, (tables, &epoch)) in sinks {
             self.spawn_sink(index, epoch, tables, &shared, &parts_stop, &mut parts);
+            let (link, copies) = (self.links[index].clone(), self.observed[index].copies.clone());
+            // ClickHouse does not remember what its tables were filled from.
+            if matches!(link.address, SinkAddress::Postgres(_)) {
+                let watch = drift::watch::Watch { url: self.url.clone(), link, copies, stop: parts_stop.clone() };
+                parts.spawn(async move { watch.run().await.map_or(End::Stopped, End::Drift) });
+            }
         }
         drop(everything);
         info!(source = %self.name, at = %taken.at, "streaming");
@@ -135,7 +142,7 @@ impl Source {
         // Whoever still applies may finish; then the source hears the last confirmation.
         let _ = stop_parts.send(true);
         let finished = async { while parts.join_next().await.is_some() {} };
-        let deadline = if end == End::Stopped { STOP_DEADLINE } else { Duration::from_secs(1) };
+        let deadline = if matches!(end, End::Stopped | End::Drift(_)) { STOP_DEADLINE } else { Duration::from_secs(1) };
         let _ = tokio::time::timeout(deadline, finished).await;
         shared.stream.stop();
         let _ = tokio::time::timeout(Duration::from_secs(2), ended).await;

@@ -2,6 +2,8 @@
 
 pub mod history;
 
+pub mod layout;
+
 pub mod probe;
 
 pub mod setup;

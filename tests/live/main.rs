@@ -6,6 +6,7 @@ mod support;
 mod clickhouse;
 mod clickhouse_sink;
 mod crash;
+mod drift;
 mod findings;
 mod harness;
 mod huge;

@@ -14,7 +14,7 @@ use tailwater::catalog::TableName;
 use tailwater::checkpoint::SourceIdentity;
 use tailwater::frame;
 use tailwater::lsn::Lsn;
-use tailwater::mapping::plan::{DeleteMode, Input, InputFrom, Mode, Output, OutputFrom, Plan};
+use tailwater::mapping::plan::{DeleteMode, Expected, Input, InputFrom, Mode, Output, OutputFrom, Plan};
 use tailwater::sink::postgres::state::{self, read_checkpoint};
 use tailwater::sink::postgres::{PostgresSink, SinkSetup};
 use tailwater::value::clickhouse::types::OnOverflow;
@@ -81,6 +81,7 @@ fn plan(from: &str, target: &str, columns: &[Described], key: &[usize], is_full:
         parents: Vec::new(),
         source_columns: columns.iter().map(|column| column.0.to_owned()).collect(),
         follows_columns: false,
+        expected: Expected::default(),
         inputs,
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::history::{Action, Key, Row};
 use crate::batch::{Batch, Entry, Net, TableBatch};
 use crate::catalog::TableName;
-use crate::mapping::plan::{DeleteMode, Input, InputFrom, Mode, Output, OutputFrom, Plan};
+use crate::mapping::plan::{DeleteMode, Expected, Input, InputFrom, Mode, Output, OutputFrom, Plan};
 use crate::tuple::Cell;
 use crate::value::clickhouse::types::OnOverflow;
 
@@ -49,6 +49,7 @@ pub fn plan(mode: Mode, delete: DeleteMode) -> Plan {
         parents: Vec::new(),
         source_columns: INPUTS.map(str::to_owned).to_vec(),
         follows_columns: false,
+        expected: Expected::default(),
     }
 }
 

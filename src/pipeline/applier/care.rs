@@ -4,10 +4,11 @@
 use tracing::{error, info, warn};
 
 use super::{Applier, Over, STALL, Session};
-use crate::batch::{Batch, BatchLimits, BuildError};
+use crate::batch::{Batch, BatchLimits, BuildError, TableCause};
 use crate::config::OnError;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
+use crate::pipeline::drift::{COPY_ANEW, Drift};
 use crate::sink::ApplyError;
 use crate::sink::state::TableState;
 use crate::telemetry::handles::Stage;
@@ -75,16 +76,31 @@ impl Applier {
     /// The stream cannot be read for one table, or not at all.
     pub(super) fn build_failed(&mut self, build_error: BuildError) -> Over {
         match &build_error {
-            BuildError::Table { plan_index, .. } => {
+            BuildError::Table { plan_index, commit_lsn, cause, .. } => {
                 let (plan_index, message) = (*plan_index, build_error.to_string());
-                self.observed.error(Stage::Map, "table", &self.link.plans[plan_index].target.to_string(), &message);
+                // First what precedes the transaction is applied, up to its boundary.
+                if self.care == Care::Fast {
+                    self.care = Care::OneTransaction(Lsn(commit_lsn.0 + 1));
+                    return Over::Again { wait: false };
+                }
+                let plan = self.link.plans[plan_index].clone();
+                if let TableCause::Bind(error) = cause
+                    && error.is_news
+                {
+                    self.care = Care::Fast;
+                    let why = error.mismatch.to_string();
+                    let (source, table) = (plan.source.clone(), plan.from.clone());
+                    return Over::End(End::Drift(Drift { source, table, at: *commit_lsn, why }));
+                }
+                self.observed.error(Stage::Map, "table", &plan.target.to_string(), &message);
                 // The state is written over a connection of its own, before the next session reads it.
                 let link = self.link.clone();
-                let reason = message.clone();
+                let reason = format!("{message}; {COPY_ANEW}");
                 if link.config.on_error == OnError::Stop {
-                    return Over::End(End::Failed(message));
+                    return Over::End(End::Failed(reason));
                 }
-                error!(sink = %link.name, table = %link.plans[plan_index].target, reason = %reason, "table is quarantined");
+                error!(sink = %link.name, table = %plan.target, reason = %reason, "table is quarantined");
+                self.observed.table_state(plan_index, TableState::Quarantined);
                 tokio::spawn(async move { link.quarantine(plan_index, &reason).await });
                 Over::Again { wait: true }
             }
