@@ -191,7 +191,7 @@ impl Fold {
                 }
                 // Born in this batch: the target has no old row, and the chain knows every value.
                 if before.net == Net::Insert {
-                    self.entries[entry].net = Net::Nothing;
+                    self.entries[entry] = Entry { net: Net::Nothing, ..left };
                     origin = None;
                 } else {
                     origin = before.origin.or(origin);

@@ -140,18 +140,20 @@ impl Table {
         let softly = batched.plan.delete == DeleteMode::Soft;
         for entry in &batched.entries {
             match entry.net {
-                Net::Nothing => {}
                 Net::Insert | Net::Upsert => self.image(&mut rows, entry, &mut work)?,
                 Net::Tombstone => {
                     self.image(&mut rows, entry, &mut work)?;
                     // Above the image, and not above what may come later: the delete itself stands behind the image.
                     self.key_row(&mut rows, entry.row, &mut work.late_marks, 1)?;
                 }
-                Net::Delete if softly => self.key_row(&mut rows, entry.row, &mut work.marks, 0)?,
-                Net::Delete | Net::MovedAway if self.statements.writes_tombstones => {
+                // A batch that ended between its coming and its going may have been written before a crash.
+                Net::Delete | Net::Nothing if softly => self.key_row(&mut rows, entry.row, &mut work.marks, 0)?,
+                Net::Delete | Net::MovedAway | Net::Nothing if self.statements.writes_tombstones => {
                     self.tombstone(&mut rows, entry.row, &mut work.rows)?;
                 }
-                Net::Delete | Net::MovedAway => self.key_row(&mut rows, entry.row, &mut work.tombstones, 0)?,
+                Net::Delete | Net::MovedAway | Net::Nothing => {
+                    self.key_row(&mut rows, entry.row, &mut work.tombstones, 0)?
+                }
             }
         }
         Ok(work)

@@ -68,7 +68,7 @@ impl ClickHouseLoader {
             return Err(LoadError::Fenced);
         }
         let statements = TableStatements::new(plan, 0);
-        let cut_short = state::was_cut_short(&self.server.client, &self.source, &plan.target).await.map_err(refused)?;
+        let cut_short = state::is_filling(&self.server.client, &self.source, &plan.target).await.map_err(refused)?;
         if cut_short {
             self.server.client.execute(&statements.clear()).await.map_err(refused)?;
         }
@@ -143,6 +143,11 @@ impl ClickHouseLoader {
     pub async fn finish(&self, plan: &Plan, until: Lsn, rows: u64) -> Result<(), LoadError> {
         if state::newest_epoch(&self.server.client, &self.source).await.map_err(refused)? != Some(self.epoch) {
             return Err(LoadError::Fenced);
+        }
+        // An insert of an attempt that was killed may have come to its end after the table was cleared.
+        if state::is_filling(&self.server.client, &self.source, &plan.target).await.map_err(refused)? {
+            let older = TableStatements::new(plan, 0).truncate(snapshot_version(self.lsn) - 1, false);
+            self.server.client.execute(&older).await.map_err(refused)?;
         }
         state::write_catchup(&self.server.client, &self.source, &plan.target, until, rows).await.map_err(refused)
     }

@@ -238,8 +238,8 @@ fn key_of(source: &str, target: &str) -> String {
     format!("source = {} AND target = {}", quote_literal(source), quote_literal(target))
 }
 
-/// Was the last copy of this table cut short, and was the table empty before it?
-pub async fn was_cut_short(client: &Client, source: &str, target: &TableName) -> Result<bool, ClickHouseError> {
+/// Is a copy of this table under way, or was cut short, and was the table empty before it?
+pub async fn is_filling(client: &Client, source: &str, target: &TableName) -> Result<bool, ClickHouseError> {
     let sql = format!(
         "SELECT state = 'copying' AND was_empty FROM tailwater.table_state FINAL WHERE {}",
         key_of(source, &name_text(target))
