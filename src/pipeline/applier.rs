@@ -93,6 +93,8 @@ struct Session {
     looked_at: Instant,
     heard_at: Instant,
     started_at: Instant,
+    /// Batches do not begin at shorter intervals than this.
+    pace: Duration,
     /// Since when the sink waits for work.
     free_since: Instant,
     queue: VecDeque<Tables>,
@@ -105,7 +107,12 @@ struct Session {
 impl Session {
     /// The sink is free and has work, and yet more is worth waiting for.
     fn is_gathering(&self) -> bool {
-        self.applying.is_none() && !self.builder.is_empty() && self.free_since.elapsed() < self.builder.gathers_for()
+        self.applying.is_none() && !self.builder.is_empty() && Instant::now() < self.gathers_until()
+    }
+
+    fn gathers_until(&self) -> Instant {
+        let by_backlog = self.free_since + self.builder.gathers_for();
+        if self.builder.is_full() { by_backlog } else { by_backlog.max(self.started_at + self.pace) }
     }
 }
 
@@ -224,6 +231,7 @@ impl Applier {
             looked_at: Instant::now(),
             heard_at: Instant::now(),
             started_at: Instant::now(),
+            pace: self.link.address.pace(Duration::ZERO),
             free_since: Instant::now(),
             queue: VecDeque::new(),
             touches: Vec::new(),
@@ -243,7 +251,7 @@ impl Applier {
             let look_in = session.looked_at + self.link.config.idle_record.min(STALL);
             let wants_more = session.rest.is_none() && !session.builder.is_full();
             let stopping = *self.stop.borrow();
-            let gathers_until = session.free_since + session.builder.gathers_for();
+            let gathers_until = session.gathers_until();
             if stopping && session.applying.is_none() && session.builder.is_empty() {
                 return Over::End(End::Stopped);
             }
@@ -376,7 +384,9 @@ impl Applier {
     ) -> Result<(), Over> {
         match result {
             Ok(Some(durable)) => {
-                self.observed.applied(batch, session.started_at.elapsed());
+                let took = session.started_at.elapsed();
+                session.pace = self.link.address.pace(took);
+                self.observed.applied(batch, took);
                 self.prove(&durable);
                 self.relax(session, durable.checkpoint().end_lsn);
                 session.touches.clear();

@@ -1,6 +1,7 @@
 //! The closed set of sinks behind one face: what appliers, copies and the start-up ask of any of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 
@@ -34,7 +35,20 @@ pub enum SinkSession {
     ClickHouse(Arc<Server>),
 }
 
+/// Each insert makes a part, which merges must take in again: some a second they do beside anything.
+const CLICKHOUSE_PACE: Duration = Duration::from_millis(200);
+/// A server that is slow has more to merge than it likes.
+const CLICKHOUSE_PACE_MAX: Duration = Duration::from_secs(5);
+
 impl SinkAddress {
+    /// The least time between the beginnings of two batches, after one that took so long.
+    pub fn pace(&self, took: Duration) -> Duration {
+        match self {
+            SinkAddress::Postgres(_) => Duration::ZERO,
+            SinkAddress::ClickHouse(..) => (2 * took).clamp(CLICKHOUSE_PACE, CLICKHOUSE_PACE_MAX),
+        }
+    }
+
     /// A session with the sink.
     ///
     /// # Errors
