@@ -31,6 +31,9 @@ const WRITERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// A look at rows must not hold up a start.
 const PROBE_TIMEOUT: &str = "60s";
 
+/// What a sink remembers of a source: its tables' states, and what they were filled from.
+type Known = (Vec<StoredTable>, BTreeMap<TableName, Layout>);
+
 /// One source, looked at.
 pub(super) struct SourceNow {
     /// The catalog knows what every transaction did that committed before this…
@@ -156,7 +159,7 @@ pub(super) async fn cases(
     sources: &BTreeMap<String, SourceNow>,
 ) -> Result<Vec<Case>, SqlError> {
     let mut cases = Vec::new();
-    let mut known: BTreeMap<(String, String), (Vec<StoredTable>, BTreeMap<TableName, Layout>)> = BTreeMap::new();
+    let mut known: BTreeMap<(String, String), Known> = BTreeMap::new();
     for (file_index, file) in files.iter().enumerate() {
         let Some(sink) = file.sinks.first().map(|sink| sink.value.clone()) else { continue };
         let Some(client) = ends.sinks.get(&sink) else { continue };
