@@ -379,7 +379,7 @@ impl Builder {
             Some((bound, binding)) if Arc::ptr_eq(bound, relation) => binding.clone(),
             _ => match Binding::new(&route.plan, relation, commit_lsn).map(Arc::new) {
                 Ok(binding) => route.bound.insert((relation.clone(), binding)).1.clone(),
-                Err(error) => return Err(self.table_error(route_index, error.into())),
+                Err(error) => return Err(self.table_error(route_index, Box::new(error).into())),
             },
         };
         let fold = *route.fold.get_or_insert_with(|| {

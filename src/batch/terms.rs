@@ -33,7 +33,7 @@ pub enum BuildError {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TableCause {
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Bind(#[from] Box<BindError>),
     #[error(transparent)]
     Key(#[from] KeyMissing),
 }

@@ -1,6 +1,7 @@
 //! `tailwater run`: the daemon.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -24,6 +25,9 @@ use crate::telemetry::handles::Stage;
 use crate::telemetry::http::{HttpState, serve};
 use crate::telemetry::log::{self, Format};
 use crate::telemetry::metrics::Metrics;
+
+/// Wait of a standby before it looks again.
+const STANDBY_PAUSE: Duration = Duration::from_secs(1);
 
 pub fn run(cli: &Cli, args: &Run) -> Exit {
     let config = match load_config(cli) {
@@ -137,6 +141,11 @@ async fn prepare(config: &Config, files: &[MappingFile], occasion: Occasion<'_>)
                 return Ok(settled);
             }
             Err(Unsettled::Stop(message)) => return Err(End::Failed(message)),
+            Err(error @ Unsettled::StandBy) => {
+                info!("standing by: {error}");
+                tokio::time::sleep(STANDBY_PAUSE).await;
+                continue;
+            }
             Err(Unsettled::Sql(error)) => error,
         };
         if error.retry() == Retry::Never {

@@ -98,6 +98,9 @@ pub struct Settled {
 pub enum Unsettled {
     #[error(transparent)]
     Sql(#[from] SqlError),
+    /// Another daemon streams, and will do what there is to do, or end: look again later.
+    #[error("another daemon streams from the slot, and a table changed")]
+    StandBy,
     /// `on_error = "stop"`.
     #[error("{0}")]
     Stop(String),
@@ -149,6 +152,11 @@ struct Settling<'a> {
 
 impl Settling<'_> {
     async fn run(&mut self) -> Result<(), Unsettled> {
+        let is_changed = |case: &Case| !case.follow.is_empty() || !case.broken.is_empty();
+        let waits = |case: usize| is_changed(&self.cases[case]) && !self.may_write(case);
+        if matches!(self.occasion, Occasion::Start) && (0..self.cases.len()).any(waits) {
+            return Err(Unsettled::StandBy);
+        }
         self.follow().await?;
         self.leave_out();
         self.resolve();
@@ -163,7 +171,7 @@ impl Settling<'_> {
         self.expect().await
     }
 
-    /// A standby leaves all to the daemon that streams.
+    /// A standby changes nothing.
     fn may_write(&self, case: usize) -> bool {
         match self.occasion {
             Occasion::Look => false,
@@ -205,12 +213,9 @@ impl Settling<'_> {
             return Ok(());
         }
         for (name, client) in self.ends.sinks {
-            // As it is now, types of new columns and all; a standby keeps what it assumed.
-            let writes = (0..self.cases.len()).any(|case| &self.cases[case].sink == name && self.may_write(case));
-            if let Some(sink) = self.live.sinks.get_mut(name)
-                && writes
-                && self.cases.iter().any(|case| &case.sink == name && !case.follow.is_empty())
-            {
+            // As it is now, the new columns' types and all.
+            let is_changed = self.cases.iter().any(|case| &case.sink == name && !case.follow.is_empty());
+            if let Some(sink) = self.live.sinks.get_mut(name).filter(|_| is_changed) {
                 sink.catalog = read_tables(client, Wanted::All).await?;
             }
         }

@@ -128,7 +128,9 @@ impl Source {
             let (link, copies) = (self.links[index].clone(), self.observed[index].copies.clone());
             // ClickHouse does not remember what its tables were filled from.
             if matches!(link.address, SinkAddress::Postgres(_)) {
-                let watch = drift::watch::Watch { url: self.url.clone(), link, copies, stop: parts_stop.clone() };
+                let (slot, publication) = (self.config.slot.clone(), self.config.publication.clone());
+                let url = self.url.clone();
+                let watch = drift::watch::Watch { url, slot, publication, link, copies, stop: parts_stop.clone() };
                 parts.spawn(async move { watch.run().await.map_or(End::Stopped, End::Drift) });
             }
         }

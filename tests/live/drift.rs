@@ -109,7 +109,39 @@ async fn h32_added_columns_are_followed_with_the_values_that_old_rows_have() -> 
     // What it knows of old rows holds after a restart.
     mirror.daemon.terminate()?;
     mirror.daemon = mirror.home.run()?;
-    mirror.apply_each(&["UPDATE t SET n = 0 WHERE id BETWEEN 10 AND 20", "INSERT INTO t (id) VALUES (104)"]).await
+    mirror.apply_each(&["UPDATE t SET n = 0 WHERE id BETWEEN 10 AND 20", "INSERT INTO t (id) VALUES (104)"]).await?;
+    // And in a replay from before the columns.
+    mirror.daemon.terminate()?;
+    mirror
+        .sink
+        .execute(DATABASE, "UPDATE mirror.t SET c = -1, e = -1, i = -1 WHERE id IN (1, 2, 7, 8, 100, 1007)")
+        .await?;
+    let segments = mirror.home.must(&["journal", "ls", "--json"])?;
+    let segments: serde_json::Value = serde_json::from_str(&segments)?;
+    let first = first_lsn(&segments).with_context(|| format!("no position in {segments}"))?;
+    mirror.home.must(&["replay", "--from-lsn", &first])?;
+    for id in [1, 2, 8, 100, 1007] {
+        let sql =
+            format!("SELECT c <> -1 AND e IS DISTINCT FROM -1 AND i IS DISTINCT FROM -1 FROM mirror.t WHERE id = {id}");
+        ensure!(sink_says(&mirror, &sql).await?, "row {id} was not replayed");
+    }
+    mirror.sink.execute(DATABASE, "UPDATE mirror.t SET c = 7, e = 1.5, i = NULL WHERE id = 7").await?;
+    mirror.daemon = mirror.home.run()?;
+    mirror.assert_equal("the replay").await
+}
+
+/// Where the journal begins.
+fn first_lsn(segments: &serde_json::Value) -> Option<String> {
+    match segments {
+        serde_json::Value::String(text) if is_lsn(text) => Some(text.clone()),
+        serde_json::Value::Array(items) => items.iter().find_map(first_lsn),
+        serde_json::Value::Object(fields) => ["first", "from"].iter().find_map(|name| first_lsn(fields.get(*name)?)),
+        _ => None,
+    }
+}
+
+async fn sink_says(mirror: &Mirror, sql: &str) -> Result<bool> {
+    Ok(mirror.sink.connect(DATABASE).await?.query_one(sql, &[]).await?.get(0))
 }
 
 #[tokio::test]

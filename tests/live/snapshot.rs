@@ -84,7 +84,7 @@ async fn tables_of_18_are_copied_under_load() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn copy_that_is_killed_begins_again_and_doubles_nothing() -> Result<()> {
+async fn copy_that_is_killed_goes_on_and_doubles_nothing() -> Result<()> {
     let mut random = Random::new(Random::seed_from_environment());
     let pair = Pair::start("killed-copy", Version::V15, Options::default()).await?;
     let rows = "INSERT INTO ledger SELECT 1, line, 1, repeat('x', 100) FROM generate_series(1, 300000) line";

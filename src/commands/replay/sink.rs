@@ -11,12 +11,13 @@ use super::{Asked, Way};
 use crate::batch::{BatchEnd, BatchLimits, Builder, Taken, Taking};
 use crate::checkpoint::Checkpoint;
 use crate::cli::Exit;
-use crate::commands::live::{Ends, Patience, connect_all};
+use crate::commands::live::{Ends, Patience, connect_all, look};
 use crate::commands::{refuse_journal, runtime, say, say_error, show};
 use crate::journal::{Follower, Held, Item, NotHeld, Start, follow, lock};
 use crate::lsn::Lsn;
 use crate::mapping::plan::{Mode, Plan};
-use crate::mapping::resolve::{Resolved, resolve};
+use crate::mapping::resolve::Resolved;
+use crate::pipeline::drift::Settled;
 use crate::pipeline::{SinkLink, sink_address};
 use crate::sink::ApplyError;
 use crate::sink::any::{AnySink, SinkSession};
@@ -35,7 +36,7 @@ pub fn run(asked: &Asked<'_>) -> Result<(), Exit> {
         let follower = asked.follow()?;
         let (from, held) = (follower.from(), follower.held());
         let mut ends = connect_all(asked.config, Patience::None).await;
-        let (resolved, found) = resolve(asked.config, asked.files, &ends.live);
+        let Settled { resolved, findings: found, .. } = look(asked.config, asked.files, &mut ends).await;
         ends.findings.0.extend(found.0);
         show(asked.cli, &ends.findings);
         if ends.findings.has_errors() {

@@ -31,6 +31,9 @@ const WRITERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// A look at rows must not hold up a start.
 const PROBE_TIMEOUT: &str = "60s";
 
+/// What a sink remembers of a source: its tables' states, and what they were filled from.
+type Known = (Vec<StoredTable>, BTreeMap<TableName, Layout>);
+
 /// One source, looked at.
 pub(super) struct SourceNow {
     /// The catalog knows what every transaction did that committed before this…
@@ -156,7 +159,7 @@ pub(super) async fn cases(
     sources: &BTreeMap<String, SourceNow>,
 ) -> Result<Vec<Case>, SqlError> {
     let mut cases = Vec::new();
-    let mut known: BTreeMap<(String, String), (Vec<StoredTable>, BTreeMap<TableName, Layout>)> = BTreeMap::new();
+    let mut known: BTreeMap<(String, String), Known> = BTreeMap::new();
     for (file_index, file) in files.iter().enumerate() {
         let Some(sink) = file.sinks.first().map(|sink| sink.value.clone()) else { continue };
         let Some(client) = ends.sinks.get(&sink) else { continue };
@@ -234,7 +237,11 @@ impl Assess<'_> {
             return Ok(());
         };
         let judged = judge(self.mapping, &now.since(&stored));
+        if let Some(why) = self.now.publication.as_ref().and_then(|there| unpublished(there, &self.case.from)) {
+            self.case.broken.push(why.to_owned());
+        }
         if self.case.state == Some(TableState::Quarantined) {
+            self.case.broken.clear();
             self.case.left_out.extend(missing.into_iter().map(|(name, desired)| (name, Some(desired))));
             return Ok(());
         }
@@ -358,6 +365,20 @@ impl Assess<'_> {
     async fn older_row(&self, table: &TableName, transaction: &str) -> bool {
         let client = &self.ends.sources[&self.case.source];
         limited(client, has_older_row(client, table, transaction)).await.unwrap_or(true)
+    }
+}
+
+/// Why a publication does not send all changes of a table.
+pub(super) fn unpublished(publication: &PublicationRow, table: &TableName) -> Option<&'static str> {
+    if publication.all_tables || publication.schemas {
+        return None;
+    }
+    match publication.tables.iter().find(|published| &published.name == table) {
+        None => Some("the table left the publication, and what was changed since was not sent"),
+        Some(published) if published.filtered => {
+            Some("the publication filters the table's rows now, and what was changed since was not all sent")
+        }
+        Some(_) => None,
     }
 }
 

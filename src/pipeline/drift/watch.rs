@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio_postgres::Client;
 use tracing::{debug, warn};
 
+use super::cases::unpublished;
 use super::{Drift, store};
 use crate::catalog::TableName;
 use crate::lsn::Lsn;
@@ -19,9 +20,13 @@ use crate::postgres::url::PgUrl;
 use crate::sink::any::SinkSession;
 use crate::sink::state::TableState;
 use crate::source::layout::{Change, Layout, read_layouts};
+use crate::source::probe::probe;
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How long the sink is waited for before a change is acted upon.
+const APPLIED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Which tables of a sink are being copied. A column that is added before the copy's point and written to is lost to the
 /// copy, so what a table is made of is noted after the point was fixed, and must then be what the plan was made for.
@@ -73,6 +78,8 @@ impl Copies {
 /// One sink of the source that is watched.
 pub struct Watch {
     pub url: PgUrl,
+    pub slot: String,
+    pub publication: String,
     pub link: Arc<SinkLink>,
     pub copies: Arc<Copies>,
     pub stop: watch::Receiver<bool>,
@@ -105,13 +112,32 @@ impl Watch {
             };
             match looked {
                 Ok(None) => {}
-                Ok(Some(drift)) => return Some(drift),
+                Ok(Some(drift)) => {
+                    tokio::select! {
+                        () = self.applied(session.as_ref(), drift.at) => return Some(drift),
+                        _ = stop.changed() => return None,
+                    }
+                }
                 Err(message) => {
                     debug!(sink = %self.link.name, error = %message, "catalog not looked at");
                     session = None;
                     self.copies.put_back(due);
                 }
             }
+        }
+    }
+
+    /// Waits until the sink has what precedes the look, if that takes no longer than a moment: a table that is then left out
+    /// stands where it changed. A sink that lags gets there by itself, where the stream shows the change.
+    async fn applied(&self, session: Option<&Session>, at: Lsn) {
+        let Some(session) = session else { return };
+        let deadline = tokio::time::Instant::now() + APPLIED_WITHIN;
+        while tokio::time::Instant::now() < deadline {
+            match crate::sink::postgres::state::read_checkpoint(&session.sink, &self.link.source).await {
+                Ok(Some(stored)) if stored.checkpoint.end_lsn < at => {}
+                Ok(_) | Err(_) => return,
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -136,6 +162,8 @@ impl Watch {
             "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text";
         let at: Option<String> = session.source.query_one(at, &[]).await.map_err(sql)?.get(0);
         let at = at.and_then(|at| at.parse().ok()).unwrap_or(Lsn::ZERO);
+        let found = probe(&session.source, &self.slot, &self.publication).await.map_err(|error| error.to_string())?;
+        let published = found.publication;
         let layouts = read_layouts(&session.source, &names).await.map_err(|error| error.to_string())?;
         let stored = store::read(&session.sink, &self.link.source).await.map_err(sql)?;
         let states = crate::sink::postgres::state::read_tables(&session.sink, &self.link.source).await.map_err(sql)?;
@@ -159,6 +187,9 @@ impl Watch {
                 continue;
             }
             let Some(stored) = stored.get(&plan.target) else { continue };
+            if let Some(why) = published.as_ref().and_then(|there| unpublished(there, &plan.from)) {
+                return Ok(drift(why));
+            }
             let Some(now) = now else { return Ok(drift("it has another name, or is gone")) };
             let changes = now.since(stored);
             if let Some(change) = changes.iter().find(|change| matters(plan, change)) {

@@ -18,7 +18,7 @@ async fn h32_other_type_quarantines_the_table() -> Result<()> {
         (
             "narrow",
             "ALTER COLUMN name TYPE varchar(5) USING left(name, 2)",
-            ["\"name\"", "character varying(10)", "varchar"],
+            ["\"name\"", "character varying(10)", "changed from"],
         ),
     ] {
         let mirror = both(&format!("type-{name}")).await?;
@@ -96,6 +96,13 @@ async fn h33_other_table_under_the_same_name_quarantines_it() -> Result<()> {
         .commit(&["DROP TABLE t", "CREATE TABLE t (id int PRIMARY KEY, n int, name varchar(10), at timestamp)"])
         .await?;
     quarantined(&mirror, &["\"public.t\""]).await
+}
+
+#[tokio::test]
+async fn h31_table_that_left_the_publication_is_quarantined() -> Result<()> {
+    let mirror = both("unpublished").await?;
+    mirror.commit(&["ALTER PUBLICATION tailwater_src DROP TABLE t; UPDATE t SET n = 0"]).await?;
+    quarantined(&mirror, &["\"public.t\"", "left the publication"]).await
 }
 
 #[tokio::test]
