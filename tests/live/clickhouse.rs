@@ -127,7 +127,7 @@ async fn h80_versions_decide_whatever_the_order_of_arrival() -> Result<()> {
     let table = TableName::new("d`'\\ x", "we\"ird'; drop table x; --`\\");
     let columns = [column("i`d\\", "Int64"), column("no'te", "String")];
     client.execute(&format!("CREATE DATABASE {}", quote_ident(&table.schema))).await?;
-    let create = create_table(&table, &columns, &[0], &Topology::Single)?;
+    let create = create_table(&table, &columns, &[0], false, &Topology::Single)?;
     let view = create_current_view(&table, &columns, &Topology::Single);
     for statement in [&create, &create, &view, &view] {
         client.execute(statement).await?;

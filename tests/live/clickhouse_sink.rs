@@ -186,6 +186,32 @@ async fn replay_of_the_whole_journal_changes_no_result() -> Result<()> {
     stage.assert_equal("a replay and merges").await
 }
 
+/// Rows that nothing but their version tells apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn appended_rows_are_each_kept_once() -> Result<()> {
+    let mut stage = Stage::start("ch-append").await?;
+    let table = "CREATE TABLE log (line text); ALTER TABLE log REPLICA IDENTITY FULL; \
+                 INSERT INTO log SELECT 'same' FROM generate_series(1, 5000)";
+    stage.source.execute(DATABASE, table).await?;
+    let text = mapping() + "[table.\"mirror.log\"]\nfrom = \"public.log\"\ncolumns = \"*\"\nmode = \"append\"\n";
+    std::fs::write(stage.home.path().join("mappings/mapping.toml"), text)?;
+    stage.home.setup()?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    let held = |stage: &Stage| stage.number("SELECT count() FROM mirror.log_current");
+    ensure!(held(&stage)? == 5000, "the copy has {} rows", held(&stage)?);
+    for _ in 0..3 {
+        stage.source.execute(DATABASE, "INSERT INTO log SELECT 'same' FROM generate_series(1, 1000)").await?;
+        daemon.kill9();
+        stage.server.kill9_and_resume()?;
+        daemon = stage.home.run()?;
+    }
+    stage.catch_up(&mut daemon).await?;
+    stage.server.query("OPTIMIZE TABLE mirror.log FINAL")?;
+    ensure!(held(&stage)? == 8000, "{} rows after three kills", held(&stage)?);
+    daemon.terminate()
+}
+
 /// Kills of the daemon and of the server at random moments under every workload.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_lose_and_double_nothing() -> Result<()> {

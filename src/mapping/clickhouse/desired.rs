@@ -4,6 +4,7 @@ use super::build::meta_type;
 use super::{ClickHouseColumn, ClickHouseTable, DELETED_COLUMN, VERSION_COLUMN};
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::draft::{Draft, DraftColumn, DraftFrom};
+use crate::mapping::plan::Mode;
 use crate::value::clickhouse::types::{ColumnType, SourceType, column_type};
 
 /// The table as its catalog would show it once created.
@@ -36,7 +37,13 @@ pub(in crate::mapping) fn desired(draft: &Draft<'_>, findings: &mut Findings) ->
         name: draft.mapping.target.value.clone(),
         engine: "ReplacingMergeTree".to_owned(),
         is_versioned: true,
-        sorting_key: draft.key.iter().map(|key| draft.columns[*key].target.clone()).collect(),
+        sorting_key: draft
+            .key
+            .iter()
+            .map(|key| draft.columns[*key].target.clone())
+            // Every change is a row of its own, and the same one when it comes again.
+            .chain((draft.mapping.mode == Mode::Append).then(|| VERSION_COLUMN.to_owned()))
+            .collect(),
         columns,
         is_refreshable: false,
         query: String::new(),

@@ -65,11 +65,15 @@ impl Check<'_, '_> {
         let what = match self.draft.mapping.mode {
             Mode::Upsert if self.draft.is_multiset() => "a table without a key",
             Mode::Upsert => return,
-            Mode::Append => "mode \"append\"",
+            // The version tells the rows apart; of two sources it may be the same.
+            Mode::Append if self.draft.file.sources.len() > 1 && self.draft.key.is_empty() => {
+                "mode \"append\" of several sources without a key"
+            }
+            Mode::Append => return,
             Mode::InsertNew => "mode \"insert_new\"",
         };
         let message = format!("{what} is not supported by sink \"{}\", which is ClickHouse", self.ends.sink);
-        let hint = "rows are told apart by their key there: give one, and mode \"upsert\".";
+        let hint = "rows are told apart by their key there: give one.";
         self.report(&span, Finding::error("unsupported-mode", message).hint(hint));
     }
 
@@ -142,14 +146,16 @@ impl Check<'_, '_> {
     fn key(&mut self, table: &ClickHouseTable) {
         let draft = self.draft;
         let key: Vec<&str> = draft.key.iter().map(|key| draft.columns[*key].target.as_str()).collect();
-        let is_same = key.len() == table.sorting_key.len()
-            && key.iter().all(|name| table.sorting_key.iter().any(|by| by == name));
-        if !is_same && !key.is_empty() {
+        let by_version = (draft.mapping.mode == Mode::Append).then_some(VERSION_COLUMN);
+        let wanted: Vec<&str> = key.iter().copied().chain(by_version).collect();
+        let is_same = wanted.len() == table.sorting_key.len()
+            && wanted.iter().all(|name| table.sorting_key.iter().any(|by| by == name));
+        if !is_same && !wanted.is_empty() {
             let message = format!(
                 "table \"{}\" is ordered by ({}), the mapping's key is ({})",
                 table.name,
                 table.sorting_key.join(", "),
-                key.join(", ")
+                wanted.join(", ")
             );
             let finding = Finding::error("wrong-key", message).label("rows replace each other by the sorting key");
             self.report(&draft.key_span, finding.hint("`tailwater schema ddl` shows how the table is created."));

@@ -84,8 +84,11 @@ impl Copying {
     /// One connection takes chunk after chunk.
     async fn run(&self, job: &CopyJob, loader: &ClickHouseLoader, reader: &Client) -> Result<(), Broken> {
         let plan = &job.link.plans[self.plan_index];
-        while let Some(chunk) = self.chunks.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            let loaded = loader.load(plan, chunk, reader, |rows| self.report(job, rows)).await;
+        loop {
+            let place = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(chunk) = self.chunks.get(place) else { break };
+            let range = u32::try_from(place).expect("a table has fewer than 2^32 ranges of blocks");
+            let loaded = loader.load(plan, chunk, range, reader, |rows| self.report(job, rows)).await;
             let rows = loaded.map_err(|error| broken(job, self.plan_index, error))?;
             job.observed.tables[self.plan_index].snapshot_rows.inc_by(rows);
         }

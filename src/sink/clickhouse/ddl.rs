@@ -98,14 +98,15 @@ pub enum DdlError {
 const TABLE_SETTINGS: &str = "fsync_after_insert = 1, fsync_part_directory = 1, \
                               allow_experimental_replacing_merge_with_cleanup = 0";
 
-/// The statement that makes a target table; `key` are indexes of `columns`.
+/// The statement that makes a target table; `key` are indexes of `columns`. By version, every change is a row of its own.
 pub fn create_table(
     table: &TableName,
     columns: &[ColumnDdl],
     key: &[usize],
+    by_version: bool,
     topology: &Topology,
 ) -> Result<String, DdlError> {
-    if key.is_empty() {
+    if key.is_empty() && !by_version {
         return Err(DdlError::NoKey(table.clone()));
     }
     let mut lines = Vec::with_capacity(columns.len() + 2);
@@ -122,7 +123,8 @@ pub fn create_table(
     lines.push(format!("    {VERSION} UInt128"));
     lines.push(format!("    {DELETED} UInt8"));
     let key_columns = key.iter().map(|&index| &columns[index]);
-    let names = key_columns.map(key_name).collect::<Result<Vec<_>, _>>()?;
+    let mut names = key_columns.map(key_name).collect::<Result<Vec<_>, _>>()?;
+    names.extend(by_version.then(|| VERSION.to_owned()));
     Ok(format!(
         "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nORDER BY ({})\nSETTINGS {TABLE_SETTINGS}",
         quote_table(table),
@@ -287,12 +289,13 @@ mod tests {
     fn a_table_keeps_the_latest_row_of_each_key() {
         let columns = [column("id", "Int64"), column("a`b\\", "Nullable(String)")];
         let table = TableName::new("dwh", "t");
-        let sql = create_table(&table, &columns, &[0], &Topology::Single).expect("it has a key");
+        let sql = create_table(&table, &columns, &[0], false, &Topology::Single).expect("it has a key");
         assert!(sql.starts_with(
             "CREATE TABLE IF NOT EXISTS `dwh`.`t`\n(\n    `id` Int64,\n    `a\\`b\\\\` Nullable(String),\n"
         ));
         assert!(sql.contains("ENGINE = ReplacingMergeTree(_version, _deleted)\nORDER BY (`id`)\n"));
-        let sql = create_table(&table, &columns, &[0], &Topology::Cluster("c 1".to_owned())).expect("it has a key");
+        let sql =
+            create_table(&table, &columns, &[0], false, &Topology::Cluster("c 1".to_owned())).expect("it has a key");
         assert!(sql.contains("`t` ON CLUSTER `c 1`\n"));
         assert!(sql.contains(
             "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', _version, _deleted)"
@@ -303,7 +306,7 @@ mod tests {
     fn keys_that_do_not_tell_rows_apart_are_refused() {
         let table = TableName::new("dwh", "t");
         let of = |column_type: &str, key: &[usize]| {
-            create_table(&table, &[column("k", column_type)], key, &Topology::Single).expect_err(column_type)
+            create_table(&table, &[column("k", column_type)], key, false, &Topology::Single).expect_err(column_type)
         };
         assert_eq!(of("Int64", &[]), DdlError::NoKey(table.clone()));
         assert!(matches!(of("Float64", &[0]), DdlError::FloatKey { .. }));
@@ -312,7 +315,7 @@ mod tests {
         assert!(matches!(of("LowCardinality(Nullable(String))", &[0]), DdlError::NullableKey { .. }));
         assert!(matches!(of("Array(Int64)", &[0]), DdlError::NullableKey { .. }));
         assert!(matches!(of("Map(String, String)", &[0]), DdlError::UnknownType { .. }));
-        let reserved = create_table(&table, &[column("_deleted", "UInt8")], &[0], &Topology::Single);
+        let reserved = create_table(&table, &[column("_deleted", "UInt8")], &[0], false, &Topology::Single);
         assert_eq!(reserved, Err(DdlError::ReservedName("_deleted".to_owned())));
     }
 

@@ -28,6 +28,13 @@ pub fn snapshot_version(lsn: Lsn) -> u128 {
     version(Position { commit_lsn: lsn, ordinal: 0 })
 }
 
+/// Versions of a snapshot's rows where nothing but the version tells them apart: from here on, so many below the
+/// snapshot's own that no two are the same. `range` numbers what is read by itself.
+pub fn first_snapshot_version(lsn: Lsn, range: u32) -> u128 {
+    assert!(range < 1 << 24, "a table has fewer than 2^24 ranges of blocks");
+    (u128::from(lsn.0.saturating_sub(1)) << 64) | (u128::from(range) << 40)
+}
+
 /// How one input is written.
 #[derive(Debug)]
 enum InputEncoder {

@@ -9,14 +9,14 @@ use futures_util::StreamExt as _;
 use tokio::task::JoinHandle;
 
 use super::Server;
-use super::encode::{RowEncoder, RowMeta, snapshot_version};
+use super::encode::{RowEncoder, RowMeta, first_snapshot_version, snapshot_version};
 use super::error::ClickHouseError;
 use super::state::{self, TableRow};
 use super::statements::TableStatements;
 use crate::catalog::quote_ident;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
-use crate::mapping::plan::{Input, InputFrom, Plan};
+use crate::mapping::plan::{Input, InputFrom, Mode, Plan};
 use crate::retry::Retry;
 use crate::sink::state::TableState;
 use crate::source::snapshot::Chunk;
@@ -97,6 +97,7 @@ impl ClickHouseLoader {
         &self,
         plan: &Plan,
         chunk: &Chunk,
+        range: u32,
         reader: &tokio_postgres::Client,
         report: impl Fn(u64),
     ) -> Result<u64, LoadError> {
@@ -106,8 +107,13 @@ impl ClickHouseLoader {
         let rows = reader.copy_out(&select(plan, chunk)).await.map_err(LoadError::Source)?;
         let mut rows = Box::pin(rows);
         let meta = RowMeta { op: "snapshot", commit_lsn: self.lsn, commit_ts: UnixMicros::now().0, xid: None };
-        let version = snapshot_version(self.lsn).to_le_bytes();
-        let mut chunk_rows = ChunkRows { plan, encoder: &encoder, inputs: &statements.write_inputs, meta, version };
+        // Where only the version tells rows apart, each has its own.
+        let (version, step) = match plan.mode {
+            Mode::Append => (first_snapshot_version(self.lsn, range), 1),
+            Mode::Upsert | Mode::InsertNew => (snapshot_version(self.lsn), 0),
+        };
+        let inputs = &statements.write_inputs;
+        let mut chunk_rows = ChunkRows { plan, encoder: &encoder, inputs, meta, version, step };
         let (mut body, mut pending, mut loaded) = (Vec::new(), 0, 0);
         let mut under_way: Option<JoinHandle<Result<(), ClickHouseError>>> = None;
         let mut is_first = true;
@@ -146,7 +152,11 @@ impl ClickHouseLoader {
         }
         // An insert of an attempt that was killed may have come to its end after the table was cleared.
         if state::is_filling(&self.server.client, &self.source, &plan.target).await.map_err(refused)? {
-            let older = TableStatements::new(plan, 0).truncate(snapshot_version(self.lsn) - 1, false);
+            let statements = TableStatements::new(plan, 0);
+            let older = match plan.mode {
+                Mode::Append => statements.remove_below(first_snapshot_version(self.lsn, 0)),
+                Mode::Upsert | Mode::InsertNew => statements.truncate(snapshot_version(self.lsn) - 1, false),
+            };
             self.server.client.execute(&older).await.map_err(refused)?;
         }
         state::write_catchup(&self.server.client, &self.source, &plan.target, until, rows).await.map_err(refused)
@@ -191,7 +201,8 @@ struct ChunkRows<'a> {
     encoder: &'a RowEncoder,
     inputs: &'a [usize],
     meta: RowMeta,
-    version: [u8; 16],
+    version: u128,
+    step: u128,
 }
 
 impl ChunkRows<'_> {
@@ -226,7 +237,7 @@ impl ChunkRows<'_> {
         Ok(rows)
     }
 
-    fn row(&self, cells: &[Cell<'_>], out: &mut Vec<u8>) -> Result<(), LoadError> {
+    fn row(&mut self, cells: &[Cell<'_>], out: &mut Vec<u8>) -> Result<(), LoadError> {
         for &input in self.inputs {
             let cell = match &self.plan.inputs[input].from {
                 InputFrom::Meta(_) => Cell::Null,
@@ -234,7 +245,8 @@ impl ChunkRows<'_> {
             };
             self.encoder.put(out, input, cell, &self.meta).map_err(|error| LoadError::Row(error.to_string()))?;
         }
-        out.extend_from_slice(&self.version);
+        out.extend_from_slice(&self.version.to_le_bytes());
+        self.version += self.step;
         out.push(0);
         Ok(())
     }

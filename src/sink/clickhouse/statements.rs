@@ -104,6 +104,15 @@ impl TableStatements {
         }
     }
 
+    /// Removes rows of lower versions for good.
+    pub fn remove_below(&self, version: u128) -> String {
+        let own = self.parts.own_rows.as_ref().map(|own| format!(" AND {own}")).unwrap_or_default();
+        format!(
+            "ALTER TABLE {} DELETE WHERE {VERSION_COLUMN} < toUInt128('{version}'){own} SETTINGS mutations_sync = 2",
+            self.parts.target
+        )
+    }
+
     /// Whether the table, or this source's part of it, holds anything: one row of one number.
     pub fn is_empty(&self) -> String {
         let own = self.parts.own_rows.as_ref().map(|own| format!(" WHERE {own}")).unwrap_or_default();

@@ -25,7 +25,8 @@ pub fn make_targets(tables: &[ClickHouseTable], topology: &Topology) -> Result<V
             .collect();
         let place = |name: &String| columns.iter().position(|column| column.name == *name);
         let key: Vec<usize> = table.sorting_key.iter().filter_map(place).collect();
-        statements.push(create_table(&table.name, &columns, &key, topology)?);
+        let by_version = table.sorting_key.iter().any(|name| name == VERSION_COLUMN);
+        statements.push(create_table(&table.name, &columns, &key, by_version, topology)?);
         statements.push(create_current_view(&table.name, &columns, topology));
     }
     Ok(statements)
