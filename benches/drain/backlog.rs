@@ -1,11 +1,13 @@
 //! The two backlogs: plain inserts and updates of one table (A), and TPC-B as pgbench writes it (B).
 
 use anyhow::{Context, Result, ensure};
+use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
 use tailwater::lsn::Lsn;
 
 use crate::Part;
+use crate::clickhouse::Stage;
 use crate::servers::{
     Servers, TAILWATER_SLOT, copy_pipe, drop_database, drop_slot, keep_as_template, program, terminate,
 };
@@ -53,6 +55,8 @@ pub struct Backlog {
     pub changes: u64,
     transactions: u64,
     tables: &'static [&'static str],
+    /// What a sink that hashes otherwise is compared by.
+    pub sums: &'static [(&'static str, &'static [&'static str])],
     mapping: &'static str,
     /// What tailwater's drain is to take of native's time, and of reading alone.
     pub aims: (f64, f64),
@@ -70,6 +74,7 @@ impl Backlog {
             changes: inserts + updates,
             transactions: inserts,
             tables: &["orders"],
+            sums: &[("orders", &["id", "customer_id", "quantity", "length(status)"])],
             mapping: "[table.\"public.orders\"]\nfrom = \"public.orders\"\ncolumns = \"*\"\n",
             aims: (0.6, 1.15),
         }
@@ -85,6 +90,12 @@ impl Backlog {
             changes: transactions * 4,
             transactions,
             tables: &["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"],
+            sums: &[
+                ("pgbench_accounts", &["aid", "abalance"]),
+                ("pgbench_branches", &["bid", "bbalance"]),
+                ("pgbench_tellers", &["tid", "tbalance"]),
+                ("pgbench_history", &["aid", "delta"]),
+            ],
             mapping: "[table.\"public.pgbench_accounts\"]\nfrom = \"public.pgbench_accounts\"\ncolumns = \"*\"\n\n\
                       [table.\"public.pgbench_branches\"]\nfrom = \"public.pgbench_branches\"\ncolumns = \"*\"\n\n\
                       [table.\"public.pgbench_tellers\"]\nfrom = \"public.pgbench_tellers\"\ncolumns = \"*\"\n\n\
@@ -102,7 +113,7 @@ impl Backlog {
     }
 
     /// Brings both sinks to where the backlog begins, keeps them as templates, and writes the backlog.
-    pub async fn prepare<'a>(&'a self, servers: &Servers) -> Result<Written<'a>> {
+    pub async fn prepare<'a>(&'a self, servers: &Servers, clickhouse: bool) -> Result<Written<'a>> {
         eprintln!("bench: writing backlog {}", self.name);
         let database = self.database;
         for cluster in [&servers.source, &servers.native, &servers.tailwater] {
@@ -134,12 +145,13 @@ impl Backlog {
         servers.native.execute(database, "VACUUM ANALYZE").await?;
         keep_as_template(&servers.native, database).await?;
 
+        let clickhouse = if clickhouse { Some(Stage::prepare(servers, self).await?) } else { None };
         self.write(servers, &source).await?;
         source.execute("INSERT INTO marker VALUES (1)", &[]).await?;
         let end = flushed(&source).await?;
         servers.settle().await?;
         let digest = self.digest(&source).await?;
-        Ok(Written { backlog: self, home, end, digest })
+        Ok(Written { backlog: self, home, end, digest, clickhouse: Mutex::new(clickhouse) })
     }
 
     /// pgbench makes its tables itself, on either side; only the source's are filled.
@@ -201,6 +213,8 @@ pub struct Written<'a> {
     /// Where reading it ends.
     pub end: Lsn,
     digest: String,
+    /// If it is among the ways.
+    pub clickhouse: Mutex<Option<Stage>>,
 }
 
 impl Written<'_> {

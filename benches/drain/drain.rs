@@ -21,6 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 pub enum Way {
     Native,
     Tailwater,
+    /// tailwater into ClickHouse.
+    #[value(name = "clickhouse")]
+    ClickHouse,
     /// `pg_recvlogical` to /dev/null.
     Recvlogical,
     /// tailwater's own connection, the bytes thrown away.
@@ -71,6 +74,10 @@ async fn once(servers: &Servers, written: &Written<'_>, way: Way) -> Result<Meas
     match way {
         Way::Native => native(servers, written).await,
         Way::Tailwater => tailwater(servers, written).await,
+        Way::ClickHouse => {
+            let mut stage = written.clickhouse.lock().await;
+            stage.as_mut().context("ClickHouse was prepared")?.drain(servers, written).await
+        }
         Way::Recvlogical | Way::Wire | Way::Journal => {
             servers.copy_slot(database, "reader").await?;
             let measure = match way {

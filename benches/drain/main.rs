@@ -5,6 +5,7 @@
 //! beside the CPU it took, which on few cores says more than the time.
 
 mod backlog;
+mod clickhouse;
 mod cpu;
 mod drain;
 mod latency;
@@ -80,7 +81,7 @@ async fn run(args: Args) -> Result<()> {
         if !args.only.contains(&backlog.part) {
             continue;
         }
-        let written = backlog.prepare(&servers).await?;
+        let written = backlog.prepare(&servers, ways.contains(&Way::ClickHouse)).await?;
         for &transport in &args.transport {
             servers.transport = transport;
             let drains = drain::rounds(&servers, &written, &ways, args.rounds).await?;

@@ -32,6 +32,7 @@ fn name(way: Way) -> &'static str {
     match way {
         Way::Native => "native logical replication",
         Way::Tailwater => "tailwater",
+        Way::ClickHouse => "tailwater into ClickHouse",
         Way::Recvlogical => "reading: pg_recvlogical",
         Way::Wire => "reading: tailwater's connection",
         Way::Journal => "reading: into the journal",
@@ -72,6 +73,10 @@ pub fn drains(backlog: &Backlog, transport: Transport, drains: &[Drains]) {
         let found = drains.iter().find(|drain| drain.way == way);
         found.map_or(f64::NAN, |drain| median(&drain.measures, |measure| measure.seconds))
     };
+    let clickhouse = seconds(Way::ClickHouse) / seconds(Way::Recvlogical);
+    if clickhouse.is_finite() {
+        println!("into ClickHouse / pg_recvlogical {clickhouse:.2} (aim 1.20)");
+    }
     let own = seconds(Way::Tailwater);
     let reading = seconds(Way::Wire);
     println!(

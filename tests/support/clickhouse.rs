@@ -188,7 +188,8 @@ impl ClickHouse {
         Ok(body.trim_end_matches('\n').to_owned())
     }
 
-    fn directory(&self) -> PathBuf {
+    /// Everything of the server.
+    pub fn directory(&self) -> PathBuf {
         self.scratch.path().join("server")
     }
 
