@@ -130,7 +130,8 @@ pub struct Expected {
     /// The table's OID; 0 if nothing is known, and then nothing is compared.
     pub oid: u32,
     /// What transactions that committed before this did to the table, the plan knows: the catalog was read later. Until
-    /// somebody says so, every transaction is taken for such a one.
+    /// somebody says so, every transaction is taken for such a one. No part of what the plan is: it moves with each start.
+    #[serde(skip)]
     pub settled: Lsn,
     /// All columns that the plan knows of, whether it reads them or not.
     pub columns: Vec<ExpectedColumn>,
