@@ -382,6 +382,9 @@ impl Applier {
         batch: &Batch,
         result: Result<Option<Durable>, ApplyError>,
     ) -> Result<(), Over> {
+        for (plan_index, coerced) in session.sink.as_ref().map(AnySink::take_coerced).unwrap_or_default() {
+            self.observed.tables[plan_index].value_coerced.inc_by(coerced);
+        }
         match result {
             Ok(Some(durable)) => {
                 let took = session.started_at.elapsed();

@@ -208,6 +208,15 @@ impl AnySink {
         }
     }
 
+    /// Values of each plan's table for which `on_overflow` had another written, since the last time.
+    pub fn take_coerced(&self) -> Vec<(usize, u64)> {
+        match self {
+            // It holds what the source's types hold.
+            AnySink::Postgres(_) => Vec::new(),
+            AnySink::ClickHouse(sink) => sink.take_coerced().collect(),
+        }
+    }
+
     /// What is applied from here to the next checkpoint is one, if the sink can do that.
     ///
     /// # Errors

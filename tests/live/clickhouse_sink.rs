@@ -212,6 +212,49 @@ async fn appended_rows_are_each_kept_once() -> Result<()> {
     daemon.terminate()
 }
 
+/// H61: what a type cannot hold is replaced and counted where the mapping says so; else its table stops and names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_do_not_fit_follow_the_policy() -> Result<()> {
+    let stage = Stage::start("ch-overflow").await?;
+    let tables = "CREATE TABLE kept (id int PRIMARY KEY, a timestamptz, b timestamptz); \
+                  CREATE TABLE strict (id int PRIMARY KEY, a timestamptz); \
+                  INSERT INTO kept VALUES (1, 'infinity', 'infinity'); INSERT INTO strict VALUES (1, now())";
+    stage.source.execute(DATABASE, tables).await?;
+    let text = mapping()
+        + "[table.\"mirror.kept\"]\nfrom = \"public.kept\"\ncolumns = \"*\"\n\
+           on_overflow = { a = \"null\", b = \"clamp\" }\n\
+           [table.\"mirror.strict\"]\nfrom = \"public.strict\"\ncolumns = \"*\"\n";
+    std::fs::write(stage.home.path().join("mappings/mapping.toml"), text)?;
+    stage.home.setup()?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    stage.source.execute(DATABASE, "INSERT INTO kept VALUES (2, '-infinity', '-infinity')").await?;
+    stage.catch_up(&mut daemon).await?;
+    let held =
+        stage.server.query("SELECT id, isNull(a), b > '2100-01-01 00:00:00' FROM mirror.kept_current ORDER BY id")?;
+    ensure!(held == "1\t1\t1\n2\t1\t0", "{held}");
+    let metrics = daemon.metrics()?;
+    let coerced = metrics.iter().filter(|(name, _)| name.starts_with("tailwater_value_coerced_total"));
+    let coerced: f64 = coerced.filter(|(name, _)| name.contains("mirror.kept")).map(|(_, value)| value).sum();
+    ensure!(coerced == 4.0, "{coerced} values were counted");
+
+    stage.source.execute(DATABASE, "INSERT INTO strict VALUES (2, 'infinity')").await?;
+    let sql = "SELECT ifNull(reason, '') FROM tailwater.table_state FINAL WHERE target = 'mirror.strict' AND state = 'quarantined'";
+    let reason = eventually(SOON, "the table is quarantined", async || {
+        let reason = stage.server.query(sql)?;
+        Ok(if reason.is_empty() { Look::NotYet("not yet".to_owned()) } else { Look::Yes(reason) })
+    })
+    .await?;
+    ensure!(reason.contains("\"a\"") && reason.contains("on_overflow"), "{reason}");
+    stage.source.execute(DATABASE, "INSERT INTO kept VALUES (3, now(), now())").await?;
+    eventually(SOON, "the others go on", async || {
+        let rows = stage.number("SELECT count() FROM mirror.kept_current")?;
+        Ok(if rows == 3 { Look::Yes(()) } else { Look::NotYet(format!("{rows} rows")) })
+    })
+    .await?;
+    daemon.terminate()
+}
+
 /// Kills of the daemon and of the server at random moments under every workload.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_lose_and_double_nothing() -> Result<()> {

@@ -89,8 +89,10 @@ impl Copying {
             let Some(chunk) = self.chunks.get(place) else { break };
             let range = u32::try_from(place).expect("a table has fewer than 2^32 ranges of blocks");
             let loaded = loader.load(plan, chunk, range, reader, |rows| self.report(job, rows)).await;
-            let rows = loaded.map_err(|error| broken(job, self.plan_index, error))?;
-            job.observed.tables[self.plan_index].snapshot_rows.inc_by(rows);
+            let (rows, coerced) = loaded.map_err(|error| broken(job, self.plan_index, error))?;
+            let metrics = &job.observed.tables[self.plan_index];
+            metrics.snapshot_rows.inc_by(rows);
+            metrics.value_coerced.inc_by(coerced);
         }
         Ok(())
     }

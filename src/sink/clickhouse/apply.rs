@@ -4,6 +4,8 @@
 //! tombstones, which may hide where they read, go after them. Everything may be done again from any point: a row that comes
 //! a second time has the same version.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 
@@ -63,6 +65,7 @@ impl ClickHouseSink {
             code: None,
             message: error.to_string(),
         })?;
+        table.coerced.fetch_add(work.coerced, Ordering::Relaxed);
         let stage = &table.statements.stage;
         let complete = if self.is_tolerant[plan_index] { &stage.complete_tolerant } else { &stage.complete };
         self.through_stage(table, &stage.fill, work.holes, complete).await.map_err(at_table)?;

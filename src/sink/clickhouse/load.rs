@@ -89,7 +89,7 @@ impl ClickHouseLoader {
         state::write_table(&self.server.client, &row).await.map_err(refused)
     }
 
-    /// Copies one chunk. Answers the rows.
+    /// Copies one chunk. Answers the rows, and the values for which `on_overflow` had another written.
     ///
     /// # Errors
     /// Either end refuses, or a row cannot be written.
@@ -100,7 +100,7 @@ impl ClickHouseLoader {
         range: u32,
         reader: &tokio_postgres::Client,
         report: impl Fn(u64),
-    ) -> Result<u64, LoadError> {
+    ) -> Result<(u64, u64), LoadError> {
         let statements = TableStatements::new(plan, 0);
         let encoder = RowEncoder::new(plan, &self.mask_key, self.server.reach)
             .map_err(|error| LoadError::Row(error.to_string()))?;
@@ -113,7 +113,7 @@ impl ClickHouseLoader {
             Mode::Upsert | Mode::InsertNew => (snapshot_version(self.lsn), 0),
         };
         let inputs = &statements.write_inputs;
-        let mut chunk_rows = ChunkRows { plan, encoder: &encoder, inputs, meta, version, step };
+        let mut chunk_rows = ChunkRows { plan, encoder: &encoder, inputs, meta, version, step, coerced: 0 };
         let (mut body, mut pending, mut loaded) = (Vec::new(), 0, 0);
         let mut under_way: Option<JoinHandle<Result<(), ClickHouseError>>> = None;
         let mut is_first = true;
@@ -133,7 +133,7 @@ impl ClickHouseLoader {
             loaded += pending;
             report(pending);
         }
-        Ok(loaded)
+        Ok((loaded, chunk_rows.coerced))
     }
 
     /// Inserts beside the encoding of what follows.
@@ -203,6 +203,7 @@ struct ChunkRows<'a> {
     meta: RowMeta,
     version: u128,
     step: u128,
+    coerced: u64,
 }
 
 impl ChunkRows<'_> {
@@ -243,7 +244,8 @@ impl ChunkRows<'_> {
                 InputFrom::Meta(_) => Cell::Null,
                 InputFrom::Column(_) => self.cell(cells, input)?,
             };
-            self.encoder.put(out, input, cell, &self.meta).map_err(|error| LoadError::Row(error.to_string()))?;
+            self.coerced +=
+                self.encoder.put(out, input, cell, &self.meta).map_err(|error| LoadError::Row(error.to_string()))?;
         }
         out.extend_from_slice(&self.version.to_le_bytes());
         self.version += self.step;

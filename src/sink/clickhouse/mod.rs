@@ -17,6 +17,7 @@ pub mod targets;
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Mutex;
 
@@ -55,6 +56,8 @@ impl Server {
 struct Table {
     encoder: RowEncoder,
     statements: TableStatements,
+    /// Values for which another was written, since somebody last asked.
+    coerced: AtomicU64,
 }
 
 /// A word that no other process has, as good as the keys of the standard library's hash maps.
@@ -96,7 +99,7 @@ impl ClickHouseSink {
         let table = |(number, plan): (usize, &Arc<Plan>)| {
             let encoder = RowEncoder::new(plan, &setup.mask_key, server.reach);
             let encoder = encoder.map_err(|error| format!("table \"{}\": {error}", plan.target))?;
-            Ok(Table { encoder, statements: TableStatements::new(plan, number) })
+            Ok(Table { encoder, statements: TableStatements::new(plan, number), coerced: AtomicU64::new(0) })
         };
         let tables = setup.plans.iter().enumerate().map(table).collect::<Result<Vec<_>, String>>()?;
         // Nobody else may find the session: its name is made of what no other has.
@@ -126,6 +129,12 @@ impl ClickHouseSink {
     /// The table may hold rows newer than the changes that come.
     pub fn set_tolerant(&mut self, plan_index: usize, tolerant: bool) {
         self.is_tolerant[plan_index] = tolerant;
+    }
+
+    /// Values of each plan's table for which `on_overflow` had another written, since the last time.
+    pub fn take_coerced(&self) -> impl Iterator<Item = (usize, u64)> {
+        let taken = |(plan, table): (usize, &Table)| (plan, table.coerced.swap(0, Ordering::Relaxed));
+        self.tables.iter().enumerate().map(taken).filter(|(_, coerced)| *coerced > 0)
     }
 
     /// Records a checkpoint, unless somebody else took the source over.
