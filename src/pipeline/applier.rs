@@ -321,6 +321,7 @@ impl Applier {
                 session.rest = Some((bytes, from));
                 break;
             }
+            session.heard_at = Instant::now();
             match session.builder.push(&bytes, from) {
                 Ok(Taken::Whole) => {}
                 Ok(Taken::Until(next)) => session.rest = Some((bytes, next)),
@@ -332,10 +333,11 @@ impl Applier {
 
     /// Gives the sink its next work, if it is free and there is some.
     async fn dispatch(&mut self, session: &mut Session) -> Result<(), Over> {
+        // The rest of a block goes into the next batch while the sink works on this one, as what comes behind it does.
+        self.fill(session)?;
         if session.applying.is_some() {
             return Ok(());
         }
-        self.fill(session)?;
         let ready = !session.builder.is_empty() && (session.builder.at_boundary() || session.builder.is_full());
         if ready {
             if !session.is_gathering() || *self.stop.borrow() {
