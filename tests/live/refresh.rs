@@ -8,6 +8,7 @@ use tailwater::catalog::TableName;
 use tailwater::mapping::plan::{RefreshMode, ViewPlan};
 use tailwater::postgres::url::PgUrl;
 use tailwater::refresh::{Observer, RefreshError, Refreshed, Refresher, RefresherSetup, TouchedTables};
+use tailwater::sink::any::SinkAddress;
 use tailwater::sink::postgres::state::STATE_SCHEMA;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -122,7 +123,10 @@ impl Warehouse {
     fn refresh(&self, views: Vec<ViewPlan>) -> Result<Running> {
         let setup = RefresherSetup {
             sink: "warehouse".to_owned(),
-            url: PgUrl::parse(&format!("{}?sslmode=disable", self.cluster.url("postgres")))?,
+            address: SinkAddress::Postgres(PgUrl::parse(&format!(
+                "{}?sslmode=disable",
+                self.cluster.url("postgres")
+            ))?),
             app_name: "refresher".to_owned(),
             views,
             targets: vec![name("m.a"), name("m.b")],

@@ -143,7 +143,7 @@ const TEXT_MAX: usize = 400;
 impl Exception {
     /// From an answer's `X-ClickHouse-Exception-Code`, if it has one, and its body:
     /// `Code: 60. DB::Exception: Unknown table … (UNKNOWN_TABLE) (version 26.9.2.1)`.
-    pub(super) fn read(code: Option<i32>, body: &str) -> Option<Exception> {
+    pub fn read(code: Option<i32>, body: &str) -> Option<Exception> {
         let from_body = || body.strip_prefix("Code: ")?.split('.').next()?.parse().ok();
         let code = code.or_else(from_body)?;
         let (text, version) = body.trim_end().rsplit_once(" (version ").unwrap_or((body.trim_end(), ""));
