@@ -5,6 +5,7 @@ mod support;
 
 mod clickhouse;
 mod clickhouse_sink;
+mod clickhouse_views;
 mod crash;
 mod drift;
 mod findings;

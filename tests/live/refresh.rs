@@ -47,18 +47,18 @@ pub fn plan(view: &str, refresh: RefreshMode, every: Duration) -> ViewPlan {
 
 /// Keeps what it is told, as text.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<String>>>);
+pub struct Told(Arc<Mutex<Vec<String>>>);
 
 impl Told {
     fn tell(&self, text: String) {
         self.0.lock().expect("nobody panics in it").push(text);
     }
 
-    fn count(&self, start: &str) -> usize {
+    pub fn count(&self, start: &str) -> usize {
         self.0.lock().expect("nobody panics in it").iter().filter(|text| text.starts_with(start)).count()
     }
 
-    async fn wait(&self, start: &str, count: usize) -> Result<()> {
+    pub async fn wait(&self, start: &str, count: usize) -> Result<()> {
         eventually(SOON, start, async || {
             let all = self.0.lock().expect("nobody panics in it").join("; ");
             Ok(if self.count(start) >= count { Look::Yes(()) } else { Look::NotYet(all) })
