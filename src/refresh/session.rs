@@ -106,11 +106,7 @@ impl AnyRound<'_> {
     ///
     /// # Errors
     /// The outer one ends the round and the session.
-    pub async fn refresh(
-        &self,
-        plan: &ViewPlan,
-        view: &View,
-    ) -> Result<Result<Duration, Refused>, RefreshError> {
+    pub async fn refresh(&self, plan: &ViewPlan, view: &View) -> Result<Result<Duration, Refused>, RefreshError> {
         match self {
             AnyRound::Postgres(round) => Ok(round.refresh(plan, view).await?),
             AnyRound::ClickHouse(round) => round.refresh(plan).await,

@@ -4,6 +4,7 @@
 mod support;
 
 mod clickhouse;
+mod clickhouse_findings;
 mod clickhouse_sink;
 mod clickhouse_views;
 mod crash;

@@ -123,10 +123,7 @@ impl Warehouse {
     fn refresh(&self, views: Vec<ViewPlan>) -> Result<Running> {
         let setup = RefresherSetup {
             sink: "warehouse".to_owned(),
-            address: SinkAddress::Postgres(PgUrl::parse(&format!(
-                "{}?sslmode=disable",
-                self.cluster.url("postgres")
-            ))?),
+            address: SinkAddress::Postgres(PgUrl::parse(&format!("{}?sslmode=disable", self.cluster.url("postgres")))?),
             app_name: "refresher".to_owned(),
             views,
             targets: vec![name("m.a"), name("m.b")],

@@ -212,7 +212,9 @@ mod tests {
 
     #[test]
     fn views_are_followed_through_helpers_and_filled_tables() {
-        let refreshable = |name: &str, to: &str| format!("CREATE MATERIALIZED VIEW dwh.{name} REFRESH EVERY 1 YEAR{to} (`n` Int8) AS SELECT 1");
+        let refreshable = |name: &str, to: &str| {
+            format!("CREATE MATERIALIZED VIEW dwh.{name} REFRESH EVERY 1 YEAR{to} (`n` Int8) AS SELECT 1")
+        };
         let rows = [
             row("t", "ReplacingMergeTree", "1", "CREATE TABLE dwh.t", ""),
             row("t_current", "View", "2", "CREATE VIEW dwh.t_current AS SELECT", "SELECT id FROM dwh.t FINAL"),

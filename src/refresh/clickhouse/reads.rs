@@ -94,7 +94,8 @@ mod tests {
             ("SELECT 1 FROM numbers(10)", &[]),
         ];
         for (query, expected) in cases {
-            let found: Vec<String> = tables(query).iter().map(|table| format!("{}.{}", table.schema, table.name)).collect();
+            let found: Vec<String> =
+                tables(query).iter().map(|table| format!("{}.{}", table.schema, table.name)).collect();
             assert_eq!(found, *expected, "{query}");
         }
     }

@@ -48,8 +48,10 @@ impl fmt::Display for Exception {
 }
 
 /// Codes whose text speaks of statements, names, rights or resources, never of values. (`src/Common/ErrorCodes.cpp`.)
-const TOLD: [i32; 24] = [
+const TOLD: [i32; 27] = [
     16,  // NO_SUCH_COLUMN_IN_TABLE
+    42,  // NUMBER_OF_ARGUMENTS_DOESNT_MATCH
+    43,  // ILLEGAL_TYPE_OF_ARGUMENT
     46,  // UNKNOWN_FUNCTION
     47,  // UNKNOWN_IDENTIFIER
     57,  // TABLE_ALREADY_EXISTS
@@ -69,6 +71,7 @@ const TOLD: [i32; 24] = [
     243, // NOT_ENOUGH_SPACE
     252, // TOO_MANY_PARTS
     285, // TOO_FEW_LIVE_REPLICAS
+    386, // NO_COMMON_TYPE
     497, // ACCESS_DENIED
     516, // AUTHENTICATION_FAILED
     701, // CLUSTER_DOESNT_EXIST
