@@ -1,5 +1,7 @@
 //! `tailwater check`: everything that can be known to be wrong before anything runs.
 
+mod clickhouse;
+
 use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
@@ -51,6 +53,7 @@ pub fn run(cli: &Cli, args: &Check) -> Exit {
         if !findings.has_errors() {
             check_sinks(&resolved, &ends.sinks, &pretended, &mut findings).await;
             look_at_views(&resolved, &ends.sinks, &mut findings).await;
+            clickhouse::check_sinks(&resolved, &ends.clickhouse, &mut findings).await;
         }
         let halted = check_sources(&config, &resolved, &ends, &mut findings).await;
         (findings, halted)
@@ -233,6 +236,9 @@ async fn read_states(source: &str, ends: &Ends, findings: &mut Findings) -> Vec<
             identity: stored.map(|stored| stored.identity),
             tables_known: !tables.is_empty(),
         });
+    }
+    for (name, server) in &ends.clickhouse {
+        states.push(clickhouse::sink_state(name, server, source).await);
     }
     states
 }

@@ -201,10 +201,9 @@ fn refreshers(
         let link = sources.iter().flat_map(|source| &source.links).find(|link| &link.name == sink);
         let (Some(link), false) = (link, views.is_empty()) else { continue };
         let observer = ViewObserver::new(context, sink, &views);
-        let SinkAddress::Postgres(url) = &link.address else { continue };
         let refresher = Refresher::new(RefresherSetup {
             sink: sink.clone(),
-            url: url.clone(),
+            address: link.address.clone(),
             app_name: "tailwater refresh".to_owned(),
             views,
             targets: targets_of(resolved, sink),

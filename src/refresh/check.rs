@@ -4,11 +4,16 @@ use std::collections::BTreeSet;
 
 use tokio_postgres::Client;
 
+use super::clickhouse;
 use super::graph::{View, ViewGraph, dependencies};
 use crate::catalog::{TableKind, TableName, quote_ident};
 use crate::diagnostic::{Finding, Findings};
+use crate::mapping::clickhouse::quoted;
 use crate::mapping::plan::{RefreshMode, ViewPlan};
 use crate::postgres::error::SqlError;
+use crate::sink::clickhouse::error::ClickHouseError;
+use crate::sink::clickhouse::http;
+use crate::sink::clickhouse::state::number;
 
 /// Looks at the views of one sink over a connection of the role that will refresh them. `mapped` are the tables that the
 /// daemon fills there. The findings of view `plans[n]` stand in place `n` of the answer.
@@ -20,6 +25,31 @@ pub async fn check_views(
     let names: Vec<_> = plans.iter().map(|plan| plan.view.clone()).collect();
     let graph = dependencies(client, &names).await?;
     Ok(plans.iter().map(|plan| judge(plan, &graph, mapped)).collect())
+}
+
+/// The same for refreshable views of ClickHouse. That they exist and are refreshable was found when they were planned.
+pub async fn check_clickhouse_views(
+    client: &http::Client,
+    plans: &[ViewPlan],
+    mapped: &BTreeSet<TableName>,
+) -> Result<Vec<Findings>, ClickHouseError> {
+    let names: Vec<_> = plans.iter().map(|plan| plan.view.clone()).collect();
+    let graph = clickhouse::dependencies(client, &names).await?;
+    let mut all = Vec::new();
+    for name in &names {
+        let mut findings = Findings::default();
+        let granted = client.rows(&format!("CHECK GRANT SYSTEM VIEWS ON {}", quoted(name))).await?;
+        if granted.first().and_then(|row| row.first()).is_some_and(|value| number(value) == 0) {
+            let hint = format!("run `GRANT SYSTEM VIEWS ON {} TO …`.", quoted(name));
+            let message = format!("the sink's user may not refresh \"{name}\"");
+            findings.push(Finding::error("no-refresh-right", message).hint(hint));
+        }
+        if let Some(view) = graph.view(name) {
+            warn_of_dependencies(view, mapped, &mut findings);
+        }
+        all.push(findings);
+    }
+    Ok(all)
 }
 
 fn judge(plan: &ViewPlan, graph: &ViewGraph, mapped: &BTreeSet<TableName>) -> Findings {

@@ -46,7 +46,7 @@ pub struct View {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Found {
     /// A view that is dropped and made anew has another.
-    pub oid: u32,
+    pub incarnation: u64,
     pub kind: TableKind,
     pub populated: bool,
     /// Has an index as REFRESH … CONCURRENTLY needs it: unique, valid, of plain columns, without a predicate.
@@ -56,13 +56,16 @@ pub struct Found {
     pub may_refresh: bool,
 }
 
-/// The relations met on the way down from the listed views, by OID.
+/// The relations met on the way down from the listed views, by OID or another number.
 #[derive(Default)]
-struct Reads {
+pub(super) struct Reads {
     /// Name and `pg_class.relkind`.
-    relations: BTreeMap<u32, (TableName, String)>,
-    reads: BTreeMap<u32, BTreeSet<u32>>,
+    pub relations: BTreeMap<u32, (TableName, String)>,
+    pub reads: BTreeMap<u32, BTreeSet<u32>>,
 }
+
+/// The listed views that exist, each with its number in [`Reads`].
+pub(super) type Listed = BTreeMap<TableName, (u32, Found)>;
 
 const LISTED: &str = "
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid, c.relkind::text AS kind, c.relispopulated AS populated,
@@ -112,11 +115,11 @@ pub async fn dependencies(client: &Client, views: &[TableName]) -> Result<ViewGr
         .await?;
     let schemas: Vec<_> = views.iter().map(|view| view.schema.as_str()).collect();
     let names: Vec<_> = views.iter().map(|view| view.name.as_str()).collect();
-    let mut listed = BTreeMap::new();
+    let mut listed = Listed::new();
     for row in client.query(LISTED, &[&schemas, &names]).await? {
-        listed.insert(name(&row)?, found(&row)?);
+        listed.insert(name(&row)?, (row.try_get("oid")?, found(&row)?));
     }
-    let oids: Vec<u32> = listed.values().map(|found| found.oid).collect();
+    let oids: Vec<u32> = listed.values().map(|(oid, _)| *oid).collect();
     let mut met = Reads::default();
     for row in client.query(READS, &[&oids]).await? {
         let read: u32 = row.try_get("read")?;
@@ -146,7 +149,7 @@ fn found(row: &Row) -> Result<Found, SqlError> {
         other => return Err(SqlError::unexpected(format!("a relation of the unknown kind \"{other}\""))),
     };
     Ok(Found {
-        oid: row.try_get("oid")?,
+        incarnation: u64::from(row.try_get::<_, u32>("oid")?),
         kind,
         populated: row.try_get("populated")?,
         unique_index: row.try_get("unique_index")?,
@@ -156,17 +159,17 @@ fn found(row: &Row) -> Result<Found, SqlError> {
 }
 
 impl Reads {
-    fn view(&self, name: &TableName, listed: &BTreeMap<TableName, Found>) -> View {
-        let found = listed.get(name).cloned();
+    pub fn view(&self, name: &TableName, listed: &Listed) -> View {
+        let own = listed.get(name);
         let mut view = View {
             name: name.clone(),
-            found,
+            found: own.map(|(_, found)| found.clone()),
             tables: BTreeSet::new(),
             upstream: BTreeSet::new(),
             unlisted: BTreeSet::new(),
         };
-        let Some(oid) = view.found.as_ref().map(|found| found.oid) else { return view };
-        for (relation, kind) in self.reach(oid, |_| false) {
+        let Some((start, _)) = own else { return view };
+        for (relation, kind) in self.reach(*start, |_| false) {
             match kind {
                 "r" | "p" | "f" => view.tables.insert(relation.clone()),
                 "m" if relation != name && listed.contains_key(relation) => view.upstream.insert(relation.clone()),
@@ -174,7 +177,7 @@ impl Reads {
             };
         }
         // What stands behind a listed view is that view's affair.
-        let near = self.reach(oid, |relation| listed.contains_key(relation));
+        let near = self.reach(*start, |relation| listed.contains_key(relation));
         view.unlisted = near
             .into_iter()
             .filter(|(relation, kind)| *kind == "m" && !listed.contains_key(*relation))
@@ -206,7 +209,7 @@ impl Reads {
 }
 
 /// Upstream first; see [`ViewGraph::views`]. A circle is cut where it is met first.
-fn in_order(mut views: Vec<View>) -> Vec<View> {
+pub(super) fn in_order(mut views: Vec<View>) -> Vec<View> {
     let mut ordered: Vec<View> = Vec::with_capacity(views.len());
     while !views.is_empty() {
         let waits =
@@ -223,12 +226,12 @@ pub(super) mod tests {
     use super::*;
 
     /// A populated view with a unique index in schema `s`.
-    pub fn view(name: &str, oid: u32, tables: &[&str], upstream: &[&str]) -> View {
+    pub fn view(name: &str, incarnation: u64, tables: &[&str], upstream: &[&str]) -> View {
         let names = |names: &[&str]| names.iter().map(|name| TableName::new("s", *name)).collect();
         View {
             name: TableName::new("s", name),
             found: Some(Found {
-                oid,
+                incarnation,
                 kind: TableKind::MaterializedView,
                 populated: true,
                 unique_index: true,
@@ -285,7 +288,7 @@ pub(super) mod tests {
             ),
         };
         let listed = [("top", 1), ("middle", 3)]
-            .map(|(name, oid)| (TableName::new("s", name), view(name, oid, &[], &[]).found.expect("made so")));
+            .map(|(name, oid)| (TableName::new("s", name), (oid, view(name, 9, &[], &[]).found.expect("made so"))));
         let names = |names: &[&str]| names.iter().map(|name| TableName::new("s", *name)).collect::<BTreeSet<_>>();
         let top = met.view(&TableName::new("s", "top"), &BTreeMap::from(listed.clone()));
         assert_eq!((top.tables, top.upstream), (names(&["a", "b"]), names(&["middle"])));

@@ -1,10 +1,13 @@
-//! Materialized views of a Postgres sink, refreshed after tables that they depend on changed.
+//! Materialized views of a sink, refreshed after tables that they depend on changed.
 //!
 //! ```text
-//!  appliers ──▶ TouchedTables ──▶ schedule: what is due ──▶ one REPEATABLE READ transaction ──▶ tailwater.view_state
+//!  appliers ──▶ TouchedTables ──▶ schedule: what is due ──▶ round: refresh together ──▶ tailwater.view_state
 //!              (a set, never waits)      ▲                   (a connection of its own)
 //!                             graph: what reads what
 //! ```
+//!
+//! In Postgres a round is one REPEATABLE READ transaction, and a view shows exactly the positions that are recorded; in
+//! ClickHouse views are refreshed one after the other, and each shows at least them.
 //!
 //! The refresher has its own connection and nobody waits for it, so a slow refresh delays no checkpoint. Nothing is lost
 //! with it: which views are behind stands in the sink, and is asked on every new connection. A view that reads a table of
@@ -12,9 +15,11 @@
 //! never had.
 
 mod check;
+mod clickhouse;
 mod graph;
 mod round;
 mod schedule;
+mod session;
 mod touched;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,25 +28,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
-pub use check::check_views;
+pub use check::{check_clickhouse_views, check_views};
 pub use graph::{Found, View, ViewGraph, dependencies};
 pub use touched::{Touch, TouchedTables};
 
 use crate::catalog::TableName;
 use crate::lsn::Lsn;
 use crate::mapping::plan::ViewPlan;
-use crate::postgres::connect::{ConnectError, Connection, connect_with};
+use crate::postgres::connect::ConnectError;
 use crate::postgres::error::SqlError;
-use crate::postgres::url::PgUrl;
 use crate::retry::{Backoff, Retry};
-use round::{Refused, Round};
+use crate::sink::any::SinkAddress;
+use crate::sink::clickhouse::error::ClickHouseError;
 use schedule::Schedule;
-
-/// How long REFRESH waits for a view that somebody else refreshes or reads; then other views have their turn.
-const LOCK_TIMEOUT: &str = "10s";
+use session::{Refused, Session};
 
 /// What a person must mend is not tried more often than this.
 const PERMANENT_WAIT: Duration = Duration::from_secs(60);
@@ -52,9 +54,6 @@ const COPY_WAIT: Duration = Duration::from_secs(1);
 /// How old the catalog's answer may be when tables change that no view is known to read. (Before a refresh it is asked
 /// again in any case.)
 const GRAPH_AGE_MAX: Duration = Duration::from_secs(60);
-
-/// How long each step of leaving may take at shutdown: to ask for a running statement's end, and to see it.
-const GOODBYE: Duration = Duration::from_millis(800);
 
 /// Told of everything that happens to views. Called from the refresher's task: must not block.
 pub trait Observer: Send + Sync {
@@ -81,6 +80,14 @@ pub enum RefreshError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Sql(#[from] SqlError),
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
+    /// In ClickHouse, by `SYSTEM STOP VIEW`.
+    #[error("its refreshes are stopped at the server; run `SYSTEM START VIEW`")]
+    Stopped,
+    /// The daemon's first start makes them.
+    #[error("the state tables do not exist yet")]
+    NoState,
     #[error("it reads \"{upstream}\", which was not refreshed")]
     Upstream { upstream: TableName },
 }
@@ -90,7 +97,8 @@ impl RefreshError {
         match self {
             RefreshError::Connect(error) => error.retry(),
             RefreshError::Sql(error) => error.retry(),
-            RefreshError::Upstream { .. } => Retry::Backoff,
+            RefreshError::ClickHouse(error) => error.retry(),
+            RefreshError::Upstream { .. } | RefreshError::Stopped | RefreshError::NoState => Retry::Backoff,
         }
     }
 }
@@ -99,7 +107,7 @@ impl RefreshError {
 pub struct RefresherSetup<O> {
     /// The `[sink.NAME]`, for logs.
     pub sink: String,
-    pub url: PgUrl,
+    pub address: SinkAddress,
     pub app_name: String,
     /// The views of this sink.
     pub views: Vec<ViewPlan>,
@@ -171,29 +179,28 @@ impl<O: Observer> Refresher<O> {
 
     /// One connection's life; ends well only at shutdown.
     async fn session(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<(), RefreshError> {
-        let settings = [("lock_timeout", LOCK_TIMEOUT)];
         // Shutdown first, so that a busy refresher cannot overlook it.
-        let connection = tokio::select! {
+        let session = tokio::select! {
             biased;
             () = stopped(shutdown) => return Ok(()),
-            connection = connect_with(&self.setup.url, &self.setup.app_name, &settings) => connection?,
+            session = Session::open(&self.setup.address, &self.setup.app_name) => session?,
         };
         tokio::select! {
             biased;
             () = stopped(shutdown) => {}
-            outcome = self.serve(&connection.client) => match outcome {
+            outcome = self.serve(&session) => match outcome {
                 Err(error) => return Err(error),
                 Ok(never) => match never {},
             },
         }
-        leave(connection).await;
+        session.leave().await;
         Ok(())
     }
 
-    async fn serve(&mut self, client: &Client) -> Result<Infallible, RefreshError> {
-        self.look(client).await?;
+    async fn serve(&mut self, session: &Session) -> Result<Infallible, RefreshError> {
+        self.look(session).await?;
         let mut looked = Instant::now();
-        for view in round::behind(client, &self.setup.views).await? {
+        for view in session.behind(&self.setup.views).await? {
             if self.schedule.mark_stale(view) {
                 self.setup.observer.stale(&self.setup.views[view].view);
             }
@@ -204,15 +211,15 @@ impl<O: Observer> Refresher<O> {
                 self.setup.observer.stale(&self.setup.views[view].view);
             }
             if !touched.is_empty() && looked.elapsed() > GRAPH_AGE_MAX {
-                self.look(client).await?;
+                self.look(session).await?;
                 looked = Instant::now();
             }
             let now = Instant::now();
             match self.schedule.next_due(now) {
                 Some(due) if due <= now => {
-                    let graph = self.look(client).await?;
+                    let graph = self.look(session).await?;
                     looked = Instant::now();
-                    self.round(client, &graph).await?;
+                    self.round(session, &graph).await?;
                 }
                 due => tokio::select! {
                     () = self.setup.touched.changed() => {}
@@ -226,20 +233,20 @@ impl<O: Observer> Refresher<O> {
     }
 
     /// Reads what the views depend on.
-    async fn look(&mut self, client: &Client) -> Result<ViewGraph, RefreshError> {
+    async fn look(&mut self, session: &Session) -> Result<ViewGraph, RefreshError> {
         let names: Vec<_> = self.setup.views.iter().map(|plan| plan.view.clone()).collect();
-        let graph = dependencies(client, &names).await?;
+        let graph = session.dependencies(&names).await?;
         for view in self.schedule.learn(&graph) {
             self.setup.observer.stale(&self.setup.views[view].view);
         }
         Ok(graph)
     }
 
-    /// Refreshes what is due, in one transaction.
-    async fn round(&mut self, client: &Client, graph: &ViewGraph) -> Result<(), RefreshError> {
+    /// Refreshes what is due, together.
+    async fn round(&mut self, session: &Session, graph: &ViewGraph) -> Result<(), RefreshError> {
         let began = Instant::now();
-        let round = Round::begin(client).await?;
-        let partial: BTreeSet<_> = round.partial.iter().filter_map(|table| self.schedule.target(table)).collect();
+        let round = session.begin().await?;
+        let partial: BTreeSet<_> = round.partial().iter().filter_map(|table| self.schedule.target(table)).collect();
         // Asked after the snapshot was taken: every change that the snapshot shows has been announced by now.
         let group = self.schedule.group(began, &self.setup.touched.seen());
         let mut outcomes: BTreeMap<usize, Outcome> = BTreeMap::new();
@@ -255,7 +262,7 @@ impl<O: Observer> Refresher<O> {
             } else if let Some(known) = graph.view(&plan.view) {
                 match round.refresh(plan, known).await? {
                     Ok(elapsed) => Outcome::Done(elapsed),
-                    Err(Refused(error)) => Outcome::Failed(error.into()),
+                    Err(Refused(error)) => Outcome::Failed(error),
                 }
             } else {
                 continue;
@@ -267,7 +274,7 @@ impl<O: Observer> Refresher<O> {
             _ => None,
         });
         let done = done.collect();
-        let lsns = round.lsns.clone();
+        let lsns = round.lsns().to_vec();
         round.commit(&done).await?;
         self.settle(outcomes, &lsns, began);
         Ok(())
@@ -332,17 +339,6 @@ fn log_once(last: &mut Option<String>, error: &RefreshError, sink: &str, view: O
     } else {
         warn!(sink, view, error = %cause, "refresh failed");
         *last = Some(cause);
-    }
-}
-
-/// Ends what still runs on the connection, and the connection.
-async fn leave(connection: Connection) {
-    let canceller = connection.canceller();
-    // Refused or too late, the server ends the statement when it finds the connection closed.
-    let _ = tokio::time::timeout(GOODBYE, canceller.cancel()).await;
-    let driver = connection.driver.abort_handle();
-    if tokio::time::timeout(GOODBYE, connection.close()).await.is_err() {
-        driver.abort();
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use super::graph::View;
+use super::session::Refused;
 use crate::catalog::TableName;
 use crate::lsn::Lsn;
 use crate::mapping::plan::{RefreshMode, ViewPlan};
@@ -28,9 +29,6 @@ pub(super) struct Round<'a> {
     /// Tables of which the snapshot holds a part, each a target: they are being copied, or catch up with their copy.
     pub partial: BTreeSet<TableName>,
 }
-
-/// Why a view of a round was left as it was. The round goes on.
-pub(super) struct Refused(pub SqlError);
 
 impl<'a> Round<'a> {
     /// # Errors
@@ -62,7 +60,7 @@ impl<'a> Round<'a> {
             Err(error) => {
                 // Fails if the error was the connection's last word.
                 self.client.batch_execute("ROLLBACK TO SAVEPOINT view; RELEASE SAVEPOINT view").await?;
-                return Ok(Err(Refused(error)));
+                return Ok(Err(Refused(error.into())));
             }
         }
         Ok(Ok(began.elapsed()))

@@ -33,7 +33,7 @@ struct Entry {
 
 #[derive(PartialEq, Eq, Debug)]
 struct Learned {
-    oid: Option<u32>,
+    incarnation: Option<u64>,
     /// Indices of targets.
     tables: BTreeSet<usize>,
     /// Indices of views.
@@ -63,7 +63,7 @@ impl Schedule {
             let Some(own) = index(&view.name) else { continue };
             let tables = self.targets.iter().enumerate().filter(|(_, target)| view.tables.contains(*target));
             let learned = Learned {
-                oid: view.found.as_ref().map(|found| found.oid),
+                incarnation: view.found.as_ref().map(|found| found.incarnation),
                 tables: tables.map(|(target, _)| target).collect(),
                 upstream: view.upstream.iter().filter_map(index).filter(|other| *other != own).collect(),
                 rank,
@@ -75,7 +75,8 @@ impl Schedule {
         for (own, learned, populated) in news {
             let before = self.views[own].learned.replace(learned);
             let after = self.views[own].learned.as_ref();
-            let content = |learned: Option<&Learned>| learned.map(|learned| (learned.oid, learned.tables.clone()));
+            let content =
+                |learned: Option<&Learned>| learned.map(|learned| (learned.incarnation, learned.tables.clone()));
             let changed = before.is_some() && content(before.as_ref()) != content(after);
             if (changed || !populated) && self.mark_stale(own) {
                 stale.push(own);
@@ -245,7 +246,7 @@ mod tests {
         let mut schedule = schedule();
         assert_eq!(schedule.learn(&graph(views())), [0; 0]);
         let mut changed = views();
-        changed[UP].found.as_mut().expect("made so").oid = 99;
+        changed[UP].found.as_mut().expect("made so").incarnation = 99;
         changed[OTHER].tables.insert(TableName::new("s", "u"));
         assert_eq!(schedule.learn(&graph(changed.clone())), [UP, OTHER]);
         changed[DOWN].found.as_mut().expect("made so").populated = false;

@@ -4,7 +4,9 @@
 mod support;
 
 mod clickhouse;
+mod clickhouse_findings;
 mod clickhouse_sink;
+mod clickhouse_views;
 mod crash;
 mod drift;
 mod findings;

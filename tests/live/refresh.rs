@@ -8,6 +8,7 @@ use tailwater::catalog::TableName;
 use tailwater::mapping::plan::{RefreshMode, ViewPlan};
 use tailwater::postgres::url::PgUrl;
 use tailwater::refresh::{Observer, RefreshError, Refreshed, Refresher, RefresherSetup, TouchedTables};
+use tailwater::sink::any::SinkAddress;
 use tailwater::sink::postgres::state::STATE_SCHEMA;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -46,18 +47,18 @@ pub fn plan(view: &str, refresh: RefreshMode, every: Duration) -> ViewPlan {
 
 /// Keeps what it is told, as text.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<String>>>);
+pub struct Told(Arc<Mutex<Vec<String>>>);
 
 impl Told {
     fn tell(&self, text: String) {
         self.0.lock().expect("nobody panics in it").push(text);
     }
 
-    fn count(&self, start: &str) -> usize {
+    pub fn count(&self, start: &str) -> usize {
         self.0.lock().expect("nobody panics in it").iter().filter(|text| text.starts_with(start)).count()
     }
 
-    async fn wait(&self, start: &str, count: usize) -> Result<()> {
+    pub async fn wait(&self, start: &str, count: usize) -> Result<()> {
         eventually(SOON, start, async || {
             let all = self.0.lock().expect("nobody panics in it").join("; ");
             Ok(if self.count(start) >= count { Look::Yes(()) } else { Look::NotYet(all) })
@@ -122,7 +123,7 @@ impl Warehouse {
     fn refresh(&self, views: Vec<ViewPlan>) -> Result<Running> {
         let setup = RefresherSetup {
             sink: "warehouse".to_owned(),
-            url: PgUrl::parse(&format!("{}?sslmode=disable", self.cluster.url("postgres")))?,
+            address: SinkAddress::Postgres(PgUrl::parse(&format!("{}?sslmode=disable", self.cluster.url("postgres")))?),
             app_name: "refresher".to_owned(),
             views,
             targets: vec![name("m.a"), name("m.b")],

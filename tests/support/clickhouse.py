@@ -3,8 +3,8 @@
     python clickhouse.py DIRECTORY HTTP_PORT TCP_PORT [USER]
 
 The engine is that of the `chdb-core` package, whose local mode can listen like a server. With USER, the password on the
-first line of standard input is asked of every client; without, user `default` needs none. A killed server started again on
-the same directory finds its data.
+first line of standard input is asked of every client; without, user `default` needs none. `more_users.xml` in the directory
+adds users. A killed server started again on the same directory finds its data.
 """
 
 import hashlib
@@ -54,6 +54,8 @@ def main():
         # The idle statement still runs as `default`, who then may do nothing else.
         listen = "<grants><query>GRANT SYSTEM LISTEN ON *.*</query></grants>"
         users = f"<default><no_password/>{rights}{listen}</default><{user}>{secret}{everything}</{user}>"
+    more = directory / "more_users.xml"
+    users += more.read_text() if more.exists() else ""
     write_private(
         directory / "users.xml",
         f"<clickhouse><profiles><default/></profiles><quotas><default/></quotas><users>{users}</users></clickhouse>\n",

@@ -43,6 +43,16 @@ impl ClickHouse {
         ClickHouse::start_for(name, Some((user.to_owned(), password.to_owned())))
     }
 
+    /// Gives a further user, of whom no password is asked, these rights; counts from the next start on.
+    pub fn grant(&self, user: &str, grants: &[String]) -> Result<()> {
+        let grants: String = grants.iter().map(|grant| format!("<query>{grant}</query>")).collect();
+        let text = format!(
+            "<{user}><no_password/><networks><ip>127.0.0.1</ip></networks><profile>default</profile>\
+             <quota>default</quota><grants>{grants}</grants></{user}>"
+        );
+        Ok(fs::write(self.directory().join("more_users.xml"), text)?)
+    }
+
     fn start_for(name: &str, login: Option<(String, String)>) -> Result<ClickHouse> {
         let scratch = Scratch::new(name)?;
         fs::write(scratch.path().join("clickhouse.py"), LAUNCHER)?;

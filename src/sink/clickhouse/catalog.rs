@@ -62,7 +62,7 @@ fn is_versioned(engine_full: &str) -> bool {
 }
 
 /// `CREATE MATERIALIZED VIEW d.v REFRESH EVERY … AS …`: the clause stands before the columns and the query.
-fn is_refreshable(create: &str) -> bool {
+pub fn is_refreshable(create: &str) -> bool {
     let head = create.split_once(" AS SELECT").map_or(create, |(head, _)| head);
     [" REFRESH EVERY ", " REFRESH AFTER "].iter().any(|clause| head.contains(clause))
 }

@@ -48,8 +48,10 @@ impl fmt::Display for Exception {
 }
 
 /// Codes whose text speaks of statements, names, rights or resources, never of values. (`src/Common/ErrorCodes.cpp`.)
-const TOLD: [i32; 24] = [
+const TOLD: [i32; 27] = [
     16,  // NO_SUCH_COLUMN_IN_TABLE
+    42,  // NUMBER_OF_ARGUMENTS_DOESNT_MATCH
+    43,  // ILLEGAL_TYPE_OF_ARGUMENT
     46,  // UNKNOWN_FUNCTION
     47,  // UNKNOWN_IDENTIFIER
     57,  // TABLE_ALREADY_EXISTS
@@ -69,6 +71,7 @@ const TOLD: [i32; 24] = [
     243, // NOT_ENOUGH_SPACE
     252, // TOO_MANY_PARTS
     285, // TOO_FEW_LIVE_REPLICAS
+    386, // NO_COMMON_TYPE
     497, // ACCESS_DENIED
     516, // AUTHENTICATION_FAILED
     701, // CLUSTER_DOESNT_EXIST
@@ -143,7 +146,7 @@ const TEXT_MAX: usize = 400;
 impl Exception {
     /// From an answer's `X-ClickHouse-Exception-Code`, if it has one, and its body:
     /// `Code: 60. DB::Exception: Unknown table … (UNKNOWN_TABLE) (version 26.9.2.1)`.
-    pub(super) fn read(code: Option<i32>, body: &str) -> Option<Exception> {
+    pub fn read(code: Option<i32>, body: &str) -> Option<Exception> {
         let from_body = || body.strip_prefix("Code: ")?.split('.').next()?.parse().ok();
         let code = code.or_else(from_body)?;
         let (text, version) = body.trim_end().rsplit_once(" (version ").unwrap_or((body.trim_end(), ""));

@@ -262,7 +262,7 @@ pub async fn forget_views(client: &Client) -> Result<(), ClickHouseError> {
 }
 
 /// Whole numbers above 32 bits come as text.
-pub(super) fn number(value: &Value) -> u64 {
+pub fn number(value: &Value) -> u64 {
     match value {
         Value::Bool(value) => u64::from(*value),
         Value::String(text) => text.parse().unwrap_or_default(),
@@ -277,6 +277,7 @@ fn signed(value: &Value) -> i64 {
     }
 }
 
-pub(super) fn text(value: &Value) -> String {
+/// A string, or nothing.
+pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
