@@ -112,12 +112,10 @@ impl Stage {
             let url = self.cluster(source).url(source);
             config.push_str(&format!("[source.{source}]\nurl = \"{url}\"\nheartbeat = \"500ms\"\n\n"));
         }
-        for (name, kind, url) in [
-            ("warehouse", "postgres", self.warehouse.url("dwh")),
-            ("clickhouse", "clickhouse", self.server.url("")),
-        ] {
-            config
-                .push_str(&format!("[sink.{name}]\nkind = \"{kind}\"\nurl = \"{url}\"\nidle_record = \"200ms\"\n\n"));
+        for (name, kind, url) in
+            [("warehouse", "postgres", self.warehouse.url("dwh")), ("clickhouse", "clickhouse", self.server.url(""))]
+        {
+            config.push_str(&format!("[sink.{name}]\nkind = \"{kind}\"\nurl = \"{url}\"\nidle_record = \"200ms\"\n\n"));
         }
         let list = format!("source = {:?}", self.projects);
         let mappings = MAPPINGS.map(|(name, text)| {
@@ -188,9 +186,9 @@ impl Stage {
 
     /// Of both warehouses.
     pub fn lag_seconds(&self, daemon: &Daemon, source: &str) -> Result<Vec<f64>> {
-        let start = format!("tailwater_replication_lag_seconds{{source=\"{source}\"");
-        let metrics = daemon.metrics()?;
-        Ok(metrics.iter().filter(|(key, _)| key.starts_with(&start)).map(|(_, lag)| *lag).collect())
+        let label = format!("source=\"{source}\"");
+        let is_it = |key: &str| key.starts_with("tailwater_replication_lag_seconds{") && key.contains(&label);
+        Ok(daemon.metrics()?.iter().filter(|(key, _)| is_it(key)).map(|(_, lag)| *lag).collect())
     }
 
     /// With the sources quiet and everything caught up: tables and views of both warehouses are what they should be.
@@ -270,7 +268,8 @@ async fn rows_of_postgres(client: &Client) -> Result<Rows> {
             _ => format!("coalesce({column}::text, '~')"),
         });
         let columns = columns.collect::<Vec<_>>().join(", ");
-        let sql = format!("SELECT encode(convert_to(concat_ws('|', {columns}), 'UTF8'), 'hex') FROM sessions.{relation}");
+        let sql =
+            format!("SELECT encode(convert_to(concat_ws('|', {columns}), 'UTF8'), 'hex') FROM sessions.{relation}");
         let messages = client.simple_query(&sql).await?;
         let rows = messages.iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
