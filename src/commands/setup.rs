@@ -6,7 +6,7 @@ use super::live::{Ends, Patience, connect_all, look};
 use super::{load_config, runtime, say, show};
 use crate::cli::{Cli, Exit, Setup};
 use crate::config::Config;
-use crate::diagnostic::{Finding, Findings};
+use crate::diagnostic::{Finding, Findings, Severity};
 use crate::mapping::MappingFile;
 use crate::mapping::desired::{Desired, ddl, desired_tables};
 use crate::pipeline::drift::Settled;
@@ -57,6 +57,9 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
     }
     let Settled { resolved, findings: found, .. } = look(config, files, &mut ends).await;
     findings.0.extend(found.0.into_iter().filter(|finding| !findings.0.contains(finding)).collect::<Vec<_>>());
+    if args.create_targets {
+        findings.0.iter_mut().for_each(excuse_view);
+    }
     let mut plans = Vec::new();
     for (name, client) in &ends.sources {
         let source = &config.sources[name];
@@ -95,6 +98,14 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
         }
     }
     findings
+}
+
+/// A view cannot be there before the tables that it reads, which are only about to be made.
+fn excuse_view(finding: &mut Finding) {
+    if finding.code == "unknown-view" {
+        finding.severity = Severity::Warning;
+        finding.hint = Some("make it once its tables are there: `check` and `run` insist on it.".to_owned());
+    }
 }
 
 /// State schema and target tables.

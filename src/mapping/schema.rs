@@ -138,10 +138,23 @@ struct EachSchema {
 enum ColumnSchema {
     /// A source column's name.
     Source(String),
+    Typed(TypedSchema),
     Sql(SqlSchema),
     Value(ValueSchema),
     Meta(MetaSchema),
     Json(JsonPathSchema),
+}
+
+/// A source column whose target has another type than it would get by itself.
+#[derive(JsonSchema)]
+#[schemars(rename = "TypedColumn", deny_unknown_fields)]
+#[expect(dead_code, reason = "describes the language; nothing is read into it")]
+struct TypedSchema {
+    #[schemars(extend("examples" = ["amount"]))]
+    column: String,
+    /// The column's SQL type where tailwater creates the target table.
+    #[schemars(rename = "type", extend("examples" = ["Decimal(38, 10)"]))]
+    declared_type: Option<String>,
 }
 
 /// An expression in the sink's SQL over source columns.
@@ -230,7 +243,8 @@ mod tests {
         assert_eq!(keys(&schema), read(&syntax::TOP_KEYS));
         assert_eq!(keys(&definitions["Table"]), read(&syntax::TABLE_KEYS));
         assert_eq!(keys(&definitions["View"]), read(&syntax::VIEW_KEYS));
-        for (index, name) in ["SqlColumn", "ValueColumn", "MetaColumn", "JsonColumn"].iter().enumerate() {
+        let columns = ["TypedColumn", "SqlColumn", "ValueColumn", "MetaColumn", "JsonColumn"];
+        for (index, name) in columns.iter().enumerate() {
             let expected = read(&[syntax_column::FROM_KEYS[index], syntax_column::TYPE_KEY]);
             assert_eq!(keys(&definitions[name]), expected, "{name}");
         }

@@ -6,7 +6,7 @@ use crate::config::document::{Entry, Origin, Reader, Value, find};
 use crate::diagnostic::{Finding, nearest};
 
 /// Keys of which a column's table holds exactly one.
-pub(super) const FROM_KEYS: [&str; 4] = ["sql", "value", "meta", "json"];
+pub(super) const FROM_KEYS: [&str; 5] = ["column", "sql", "value", "meta", "json"];
 /// With each of them may stand this one.
 pub(super) const TYPE_KEY: &str = "type";
 
@@ -48,13 +48,13 @@ fn computed(reader: &mut Reader, column: &Entry, keys: &[Entry]) -> Option<Colum
             // A misspelt key was reported already, and is the reason.
             if keys.iter().all(|key| known.contains(&key.key.as_str())) {
                 let finding = Finding::error("missing-key", format!("{place} says not where it comes from"));
-                reader.report(&column.node.origin, finding.hint("give one of sql, value, meta or json."));
+                reader.report(&column.node.origin, finding.hint("give one of column, sql, value, meta or json."));
             }
             None
         }
         [_, second, ..] => {
             let finding = Finding::error("conflicting-keys", format!("{place} comes from two places"));
-            reader.report(&second.origin, finding.hint("give one of sql, value, meta or json."));
+            reader.report(&second.origin, finding.hint("give one of column, sql, value, meta or json."));
             None
         }
     }
@@ -62,6 +62,7 @@ fn computed(reader: &mut Reader, column: &Entry, keys: &[Entry]) -> Option<Colum
 
 fn from_key(reader: &mut Reader, entry: &Entry) -> Option<ColumnFrom> {
     match entry.key.as_str() {
+        "column" => Some(ColumnFrom::Column(reader.string(entry)?.to_owned())),
         "sql" => Some(ColumnFrom::Sql(reader.string(entry)?.to_owned())),
         "value" => literal(reader, entry).map(ColumnFrom::Value),
         "meta" => meta(reader, entry).map(ColumnFrom::Meta),

@@ -20,6 +20,7 @@ mod refresh;
 mod replay;
 mod resume;
 mod security;
+mod sessions;
 mod setup;
 mod sink_postgres;
 mod snapshot;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::clickhouse::ClickHouse;
 use super::cluster::{Cluster, free_port, is_free};
 use super::process::{LOOK, RunAs, end, ended_within, guarded, last_lines};
 use super::scratch::Scratch;
@@ -15,6 +16,7 @@ use crate::telemetry::fetch::{FetchError, fetch_status};
 use crate::telemetry::status::Status;
 
 const MAPPING: &str = include_str!("../../../mappings/lessons.toml");
+const CLICKHOUSE_MAPPING: &str = include_str!("../../../mappings/lessons_clickhouse.toml");
 
 const SETUP_WITHIN: Duration = Duration::from_secs(120);
 
@@ -34,6 +36,17 @@ const LOG_LINES: usize = 15;
 pub const SOURCE: &str = "lms";
 pub const WAREHOUSE: &str = "dwh";
 
+/// The sinks' names, as the mappings say them.
+pub const POSTGRES_SINK: &str = "warehouse";
+pub const CLICKHOUSE_SINK: &str = "clickhouse";
+
+/// Where the demo's servers are. No ClickHouse where it is not installed.
+pub struct Servers<'a> {
+    pub source: &'a Cluster,
+    pub warehouse: &'a Cluster,
+    pub clickhouse: Option<&'a ClickHouse>,
+}
+
 pub struct Daemon {
     program: PathBuf,
     home: PathBuf,
@@ -42,22 +55,35 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Writes `tailwater.toml`, the mapping and the password.
-    pub fn configure(scratch: &Scratch, source: &Cluster, warehouse: &Cluster, password: &str) -> Result<Daemon> {
+    /// Writes `tailwater.toml`, the mappings and the password.
+    pub fn configure(scratch: &Scratch, servers: &Servers<'_>, password: &str) -> Result<Daemon> {
         let home = scratch.path().to_owned();
         let port = if is_free(USUAL_PORT) { USUAL_PORT } else { free_port()? };
+        let mut mappings = vec![("mappings/lessons.toml", MAPPING)];
+        let mut second_sink = String::new();
+        if let Some(clickhouse) = servers.clickhouse {
+            mappings.push(("mappings/lessons_clickhouse.toml", CLICKHOUSE_MAPPING));
+            second_sink = format!(
+                "\n[sink.{CLICKHOUSE_SINK}]\nkind          = \"clickhouse\"\nurl           = \"{}\"\npassword_file = \"password\"\n",
+                clickhouse.url()
+            );
+        }
+        let names: Vec<&str> = mappings.iter().map(|(name, _)| *name).collect();
         let config = format!(
             "# Written by `tailwater demo`.\n\
-             mappings = [\"mappings/lessons.toml\"]\n\
+             mappings = {names:?}\n\
              data_dir = \"journal\"\n\n\
              [http]\nlisten = \"127.0.0.1:{port}\"\n\n\
              [source.lms]\nurl           = \"{}\"\npassword_file = \"password\"\n\n\
-             [sink.warehouse]\nkind          = \"postgres\"\nurl           = \"{}\"\npassword_file = \"password\"\n",
-            source.daemon_url(SOURCE),
-            warehouse.daemon_url(WAREHOUSE)
+             [sink.{POSTGRES_SINK}]\nkind          = \"postgres\"\nurl           = \"{}\"\npassword_file = \"password\"\n\
+             {second_sink}",
+            servers.source.daemon_url(SOURCE),
+            servers.warehouse.daemon_url(WAREHOUSE)
         );
         scratch.make_directory("mappings")?;
-        fs::write(home.join("mappings/lessons.toml"), MAPPING)?;
+        for (name, text) in mappings {
+            fs::write(home.join(name), text)?;
+        }
         fs::write(home.join("tailwater.toml"), config)?;
         let secret = File::options().write(true).create_new(true).mode(0o600).open(home.join("password"))?;
         std::io::Write::write_all(&mut &secret, password.as_bytes())?;
@@ -80,13 +106,14 @@ impl Daemon {
         Ok(command)
     }
 
-    /// `tailwater setup`. A publication takes the tables' owner; all the rest is the daemon's own role.
+    /// `tailwater setup`, which also makes ClickHouse's tables. A publication takes the tables' owner; all the rest is the
+    /// daemon's own role.
     pub async fn set_up(&mut self, source: &Cluster) -> Result<()> {
         let log = self.home.join("setup.log");
         let child = self
             .tailwater(&log)?
             .env("TAILWATER__SOURCE__LMS__URL", source.owner_url(SOURCE))
-            .arg("setup")
+            .args(["setup", "--create-targets"])
             .spawn()
             .context("start tailwater setup")?;
         match ended_within(self.child.insert(child), SETUP_WITHIN).await? {

@@ -1,13 +1,17 @@
-//! `tailwater demo`: the whole of it on two private Postgres clusters with an online school's data.
+//! `tailwater demo`: the whole of it on two private Postgres clusters and a ClickHouse server, with an online school's data.
 //!
 //! ```text
-//!  writer ──▶ source ──▶ tailwater setup, run (this same binary) ──▶ warehouse ◀── watcher
-//!                                  └── /status ──▶ screen
+//!                                                                ┌──▶ warehouse ◀──┐
+//!  writer ──▶ source ──▶ tailwater setup, run (this same binary) ┤                 ├── watchers
+//!                                  └── /status ──▶ screen        └──▶ ClickHouse ◀─┘
 //! ```
+//!
+//! Where ClickHouse is not installed it says so and goes on with Postgres alone.
 //!
 //! Everything is in one scratch directory. Whatever way the demo ends, its processes end with it, and the directory goes;
 //! where it was killed, the next demo removes what was left.
 
+mod clickhouse;
 mod cluster;
 mod daemon;
 mod process;
@@ -22,15 +26,17 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_postgres::Client;
 
+use self::clickhouse::ClickHouse;
 use self::cluster::{Binaries, Cluster, random_password};
-use self::daemon::{Daemon, SOURCE, WAREHOUSE};
+use self::daemon::{CLICKHOUSE_SINK, Daemon, POSTGRES_SINK, SOURCE, Servers, WAREHOUSE};
 use self::scratch::Scratch;
 use self::screen::{Screen, one_line};
 use self::summary::{Ends, Summary, ask};
-use self::writer::{Watcher, Writer};
+use self::writer::{Eye, Watcher, Writer};
 use super::{runtime, say_error};
 use crate::cli::{Cli, Demo, Exit};
 use crate::postgres::error::describe;
+use crate::sink::clickhouse::http;
 use crate::telemetry::human::{count, seconds};
 use crate::telemetry::metrics::TableState;
 use crate::telemetry::status::{SourceState, Status};
@@ -39,6 +45,7 @@ const SOURCE_SCHEMA: &str = include_str!("../../../schemas/source/lessons.sql");
 const SOURCE_GRANTS: &str = include_str!("../../../deploy/grants/source.sql");
 const WAREHOUSE_SCHEMA: &str = include_str!("../../../schemas/postgres/lessons.sql");
 const WAREHOUSE_GRANTS: &str = include_str!("../../../deploy/grants/warehouse.sql");
+const CLICKHOUSE_VIEWS: &str = include_str!("../../../schemas/clickhouse/lessons.sql");
 
 /// 60 courses have 28,800 lessons.
 const COURSES: i32 = 60;
@@ -64,7 +71,7 @@ pub fn run(cli: &Cli, args: &Demo) -> Exit {
 async fn demo(cli: &Cli, args: &Demo) -> Result<Exit> {
     let mut signals = Signals::new()?;
     let mut screen = Screen::new(cli.color);
-    let mut house = House { daemon: None, clusters: Vec::new(), scratch: Scratch::new()? };
+    let mut house = House { daemon: None, clickhouse: None, clusters: Vec::new(), scratch: Scratch::new()? };
     let outcome = tokio::select! {
         biased;
         () = signals.next() => None,
@@ -76,7 +83,7 @@ async fn demo(cli: &Cli, args: &Demo) -> Result<Exit> {
         other => other,
     };
     if outcome.is_none() {
-        screen.line("\nstopping the daemon and both servers …");
+        screen.line("\nstopping the daemon and its servers …");
     }
     tokio::select! {
         () = house.close() => {}
@@ -96,22 +103,31 @@ async fn demo(cli: &Cli, args: &Demo) -> Result<Exit> {
 /// What there is to take down. Dropped, whatever still runs is killed and the directory removed.
 struct House {
     daemon: Option<Daemon>,
+    clickhouse: Option<ClickHouse>,
     clusters: Vec<Cluster>,
     scratch: Scratch,
 }
 
 impl House {
-    /// The daemon first, as it holds connections to both servers.
+    /// The daemon first, as it holds connections to all servers.
     async fn close(&mut self) {
         if let Some(daemon) = &mut self.daemon {
             daemon.stop().await;
         }
+        let clickhouse = async {
+            if let Some(server) = &mut self.clickhouse {
+                server.stop().await;
+            }
+        };
         let mut clusters = self.clusters.iter_mut();
-        match (clusters.next(), clusters.next()) {
-            (Some(source), Some(warehouse)) => drop(tokio::join!(source.stop(), warehouse.stop())),
-            (Some(only), None) => only.stop().await,
-            (None, _) => {}
-        }
+        let clusters = async {
+            match (clusters.next(), clusters.next()) {
+                (Some(source), Some(warehouse)) => drop(tokio::join!(source.stop(), warehouse.stop())),
+                (Some(only), None) => only.stop().await,
+                (None, _) => {}
+            }
+        };
+        tokio::join!(clickhouse, clusters);
     }
 
     /// The error with the daemon's last words, before its log goes away with everything else.
@@ -150,12 +166,20 @@ impl Signals {
 async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) -> Result<Exit> {
     let began = Instant::now();
     let password = random_password()?;
-    make_servers(house, screen).await?;
+    make_servers(house, screen, &password).await?;
     let [source, warehouse] = &house.clusters[..] else { bail!("two servers were not made") };
     fill(source, warehouse, &password, screen).await?;
 
-    let daemon = house.daemon.insert(Daemon::configure(&house.scratch, source, warehouse, &password)?);
+    let servers = Servers { source, warehouse, clickhouse: house.clickhouse.as_ref() };
+    let daemon = house.daemon.insert(Daemon::configure(&house.scratch, &servers, &password)?);
     daemon.set_up(source).await?;
+    let clickhouse = match servers.clickhouse {
+        Some(server) => {
+            server.execute(CLICKHOUSE_VIEWS).await.context("make ClickHouse's views")?;
+            Some(server.client()?)
+        }
+        None => None,
+    };
     screen.done("setup", "publication, slot, state tables; its roles have the least rights");
     let writer = Writer::start(source.connect(SOURCE).await?);
     let warehouse_client = warehouse.connect(WAREHOUSE).await?;
@@ -163,31 +187,46 @@ async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) 
     screen.done("status", &format!("{}/, as JSON /status, for Prometheus /metrics", daemon.url()));
     let psql = format!("psql -h {} -p {} -U postgres {WAREHOUSE}", warehouse.socket().display(), warehouse.port);
     screen.done("warehouse", &psql);
+    if let Some(server) = servers.clickhouse {
+        let password = house.scratch.path().join("password");
+        let curl = format!("curl -u \"tailwater:$(cat {})\" {}", password.display(), server.address());
+        screen.done("ClickHouse", &format!("{curl} -d 'SHOW TABLES FROM dwh'"));
+    }
     screen.line("");
-    watch_copy(daemon, &writer, &warehouse_client, screen).await?;
+    watch_copy(daemon, &writer, (&warehouse_client, clickhouse.as_ref()), screen).await?;
     screen
         .line(&format!("\nstreaming after {}; lessons change all the while\n", seconds(began.elapsed().as_secs_f64())));
 
-    let watcher = Watcher::start(warehouse.connect(WAREHOUSE).await?, writer.newest.clone());
-    watch_stream(daemon, (&writer, &watcher), screen, length).await?;
+    let mut watchers =
+        vec![Watcher::start(POSTGRES_SINK, Eye::Postgres(warehouse.connect(WAREHOUSE).await?), writer.newest.clone())];
+    if let Some(server) = servers.clickhouse {
+        watchers.push(Watcher::start(CLICKHOUSE_SINK, Eye::ClickHouse(server.client()?), writer.newest.clone()));
+    }
+    watch_stream(daemon, (&writer, &watchers), screen, length).await?;
 
     screen.settle();
     screen.line("\nthe writer stops; waiting until all has arrived and the views are refreshed …\n");
     let last = writer.stop().await?;
-    let delays = watcher.stop().await?;
+    let mut delays = Vec::new();
+    for watcher in watchers {
+        delays.push(watcher.stop().await?);
+    }
     let source_client = source.connect(SOURCE).await?;
-    let ends = Ends { source: &source_client, warehouse: &warehouse_client };
+    let ends = Ends { source: &source_client, warehouse: &warehouse_client, clickhouse: clickhouse.as_ref() };
     let summary = Summary::take(&ends, daemon, &last).await?;
     let status = daemon.status().await?.unwrap_or_default();
     screen.line(&summary.render(&last, &status, &delays));
     if summary.is_equal() {
         return Ok(Exit::Done);
     }
-    bail!("source and warehouse differ")
+    bail!("source and warehouses differ")
 }
 
-async fn make_servers(house: &mut House, screen: &mut Screen) -> Result<()> {
+async fn make_servers(house: &mut House, screen: &mut Screen, password: &str) -> Result<()> {
     let binaries = Binaries::find()?;
+    if let Some(python) = ClickHouse::find() {
+        house.clickhouse = Some(ClickHouse::start(&house.scratch, python, password)?);
+    }
     for name in ["source", "warehouse"] {
         house.clusters.push(Cluster::new(name, &house.scratch, &binaries)?);
     }
@@ -197,6 +236,13 @@ async fn make_servers(house: &mut House, screen: &mut Screen) -> Result<()> {
     let ports: Vec<String> = house.clusters.iter().map(|cluster| cluster.port.to_string()).collect();
     screen
         .done("servers", &format!("PostgreSQL {} twice, ports {} of 127.0.0.1", binaries.version, ports.join(" and ")));
+    match &mut house.clickhouse {
+        Some(server) => {
+            let version = server.ready().await?;
+            screen.done("", &format!("ClickHouse {version}, ports {} and {}", server.http_port, server.tcp_port));
+        }
+        None => screen.done("", "no ClickHouse: it is not installed (tests/install.sh demo does it); Postgres alone"),
+    }
     screen.done("files", &format!("all in {}", house.scratch.path().display()));
     Ok(())
 }
@@ -230,7 +276,12 @@ async fn execute(client: &Client, sql: &str) -> Result<()> {
 }
 
 /// Until every table streams.
-async fn watch_copy(daemon: &mut Daemon, writer: &Writer, warehouse: &Client, screen: &mut Screen) -> Result<()> {
+async fn watch_copy(
+    daemon: &mut Daemon,
+    writer: &Writer,
+    (warehouse, clickhouse): (&Client, Option<&http::Client>),
+    screen: &mut Screen,
+) -> Result<()> {
     let began = Instant::now();
     let mut bars = screen.bars();
     loop {
@@ -249,7 +300,16 @@ async fn watch_copy(daemon: &mut Daemon, writer: &Writer, warehouse: &Client, sc
         tokio::time::sleep(COPY_FRAME).await;
     }
     let rows = ask(warehouse, "SELECT target, rows FROM tailwater.table_state ORDER BY target").await?;
-    let copied: Vec<(String, u64)> = rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).unsigned_abs())).collect();
+    let row_of = |row: &tokio_postgres::Row| (POSTGRES_SINK, row.get(0), row.get::<_, i64>(1).unsigned_abs());
+    let mut copied: Vec<(&str, String, u64)> = rows.iter().map(row_of).collect();
+    if let Some(client) = clickhouse {
+        for row in
+            clickhouse::ask(client, "SELECT target, rows FROM tailwater.table_state FINAL ORDER BY target").await?
+        {
+            let [target, rows] = &row[..] else { bail!("ClickHouse does not say what was copied") };
+            copied.push((CLICKHOUSE_SINK, target.clone(), rows.parse()?));
+        }
+    }
     bars.finish(&copied);
     drop(bars);
     if screen.is_terminal() {
@@ -257,8 +317,8 @@ async fn watch_copy(daemon: &mut Daemon, writer: &Writer, warehouse: &Client, sc
         screen.line("");
     }
     if !screen.is_terminal() {
-        for (table, rows) in copied {
-            screen.done("copied", &format!("{table}: {} rows", count(rows)));
+        for (sink, table, rows) in copied {
+            screen.done("copied", &format!("{table} to {sink}: {} rows", count(rows)));
         }
     }
     Ok(())
@@ -280,7 +340,7 @@ fn refuse_trouble(status: &Status) -> Result<()> {
 /// Until the time is over, if it ever is.
 async fn watch_stream(
     daemon: &mut Daemon,
-    (writer, watcher): (&Writer, &Watcher),
+    (writer, watchers): (&Writer, &[Watcher]),
     screen: &mut Screen,
     length: Option<Duration>,
 ) -> Result<()> {
@@ -289,20 +349,24 @@ async fn watch_stream(
         let status = daemon.status().await?.unwrap_or_default();
         refuse_trouble(&status)?;
         let left = length.map(|length| length.saturating_sub(began.elapsed()));
-        if left.is_some_and(|left| left.is_zero()) || writer.has_failed() || watcher.has_failed() {
+        if left.is_some_and(|left| left.is_zero()) || writer.has_failed() || watchers.iter().any(Watcher::has_failed) {
             return Ok(());
         }
-        let seen = watcher.last.borrow().clone().map_or_else(
-            || "looking for the first change".to_owned(),
-            |seen| format!("{}, visible in the warehouse after {}", seen.what, seconds(seen.delay.as_secs_f64())),
-        );
+        let seen = watchers.iter().filter_map(|watcher| Some((watcher.sink, watcher.last.borrow().clone()?)));
+        let seen = seen.map(|(sink, seen)| {
+            format!("{}, visible in {sink} after {}", seen.what, seconds(seen.delay.as_secs_f64()))
+        });
+        let mut seen: Vec<String> = seen.collect();
+        if seen.is_empty() {
+            seen.push("looking for the first change".to_owned());
+        }
         let end = left.map_or_else(
             || "Ctrl-C ends it".to_owned(),
             |left| format!("ends in {} s, Ctrl-C ends it now", left.as_secs() + 1),
         );
-        let below =
-            [format!("just now    {seen}"), format!("status      {}/", daemon.url()), format!("            {end}")];
-        screen.frame(&status, &below, &format!("{}; {seen}", one_line(&status)));
+        let mut below: Vec<String> = seen.iter().map(|seen| format!("just now    {seen}")).collect();
+        below.extend([format!("status      {}/", daemon.url()), format!("            {end}")]);
+        screen.frame(&status, &below, &format!("{}; {}", one_line(&status), seen.join("; ")));
         tokio::time::sleep(left.map_or(FRAME, |left| left.min(FRAME))).await;
     }
 }

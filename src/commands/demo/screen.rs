@@ -99,7 +99,7 @@ impl Screen {
     }
 }
 
-/// One bar a table.
+/// One bar a table and sink.
 pub struct Bars {
     group: MultiProgress,
     bars: Vec<(String, ProgressBar)>,
@@ -109,7 +109,7 @@ pub struct Bars {
 impl Bars {
     pub fn show(&mut self, status: &Status) {
         for table in &status.tables {
-            let bar = self.bar(&table.table);
+            let bar = self.bar(&table.sink, &table.table);
             if let Some(copy) = &table.copy {
                 bar.set_length(copy.estimated_rows.max(copy.copied_rows));
                 bar.set_position(copy.copied_rows);
@@ -124,29 +124,30 @@ impl Bars {
         }
     }
 
-    /// All is copied: the rows of each table, as the warehouse says.
-    pub fn finish(&mut self, copied: &[(String, u64)]) {
-        for (name, rows) in copied {
-            let bar = self.bar(name);
+    /// All is copied: the rows of each table, as the warehouses say.
+    pub fn finish(&mut self, copied: &[(&str, String, u64)]) {
+        for (sink, table, rows) in copied {
+            let bar = self.bar(sink, table);
             bar.set_length((*rows).max(1));
             bar.set_position((*rows).max(1));
             bar.abandon_with_message("streams");
         }
     }
 
-    fn bar(&mut self, name: &str) -> ProgressBar {
-        if let Some((_, bar)) = self.bars.iter().find(|(known, _)| known == name) {
+    fn bar(&mut self, sink: &str, table: &str) -> ProgressBar {
+        let name = format!("{sink:<11} {table}");
+        if let Some((_, bar)) = self.bars.iter().find(|(known, _)| *known == name) {
             return bar.clone();
         }
         let template = if self.color {
-            "{prefix:<26} {bar:18.green/dim} {percent:>3} % {human_pos:>8} rows  {msg}"
+            "{prefix:<38} {bar:18.green/dim} {percent:>3} % {human_pos:>8} rows  {msg}"
         } else {
-            "{prefix:<26} {bar:18} {percent:>3} % {human_pos:>8} rows  {msg}"
+            "{prefix:<38} {bar:18} {percent:>3} % {human_pos:>8} rows  {msg}"
         };
         let style = ProgressStyle::with_template(template).expect("the template is well formed");
         let bar = self.group.add(ProgressBar::new(1).with_style(style.progress_chars("█▉▊▋▌▍▎▏░")));
-        bar.set_prefix(name.to_owned());
-        self.bars.push((name.to_owned(), bar.clone()));
+        bar.set_prefix(name.clone());
+        self.bars.push((name, bar.clone()));
         bar
     }
 }
@@ -158,8 +159,10 @@ fn rate(rows_per_second: f64) -> String {
 /// The whole status in one line.
 pub fn one_line(status: &Status) -> String {
     let pairs = status.pairs.iter().map(|pair| {
+        // One of several says which it is.
+        let sink = if status.pairs.len() > 1 { format!("{} ", pair.sink) } else { String::new() };
         format!(
-            "lag {}, {} rows/s, checkpoint {}",
+            "{sink}lag {}, {} rows/s, checkpoint {}",
             seconds(pair.lag_seconds),
             count(pair.rows_per_second.round() as u64),
             pair.checkpoint

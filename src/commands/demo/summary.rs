@@ -1,4 +1,4 @@
-//! The end: both databases are asked what they hold.
+//! The end: all databases are asked what they hold.
 
 use std::time::{Duration, Instant};
 
@@ -6,15 +6,18 @@ use anyhow::{Context, Result, anyhow};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
+use super::clickhouse;
 use super::daemon::Daemon;
 use super::writer::{Delays, Written};
 use crate::lsn::Lsn;
 use crate::postgres::error::describe;
+use crate::sink::clickhouse::http;
 use crate::telemetry::human::{count, seconds};
 use crate::telemetry::status::Status;
 
 const SOURCE_DIGEST: &str = include_str!("../../../schemas/source/lessons_digest.sql");
 const WAREHOUSE_DIGEST: &str = include_str!("../../../schemas/postgres/lessons_digest.sql");
+const CLICKHOUSE_DIGEST: &str = include_str!("../../../schemas/clickhouse/lessons_digest.sql");
 const WAREHOUSE_CHECK: &str = include_str!("../../../schemas/postgres/lessons_check.sql");
 
 /// For the last changes to arrive and the views to be refreshed.
@@ -25,26 +28,34 @@ const LOOK: Duration = Duration::from_millis(20);
 /// After a comparison that found a difference: it reads every row.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What both ends said once everything should have arrived.
+/// What all ends said once everything should have arrived.
 pub struct Summary {
     relations: Vec<Relation>,
     /// Rows of the model's own check: views that differ from their queries, lessons without a module.
     faults: u64,
+    /// The lowest of all sinks.
     checkpoint: Lsn,
     confirmed: Lsn,
     lag_bytes: u64,
-    /// From the last change's commit until the checkpoint was seen past it.
+    /// From the last change's commit until every checkpoint was seen past it.
     arrived: Option<Duration>,
     /// From the last change's commit until everything was equal, or until patience ended.
     waited: Duration,
 }
 
-/// A table or view of the warehouse beside what it should be from the source's tables.
+/// A table or view of the warehouses beside what it should be from the source's tables.
 #[derive(Debug)]
 struct Relation {
     name: String,
     source: Content,
     warehouse: Content,
+    clickhouse: Option<Content>,
+}
+
+impl Relation {
+    fn is_equal(&self) -> bool {
+        self.source == self.warehouse && self.clickhouse.as_ref().is_none_or(|held| self.source == *held)
+    }
 }
 
 #[derive(PartialEq, Eq, Debug)]
@@ -53,19 +64,33 @@ struct Content {
     digest: Option<String>,
 }
 
-/// Both ends, with no writer.
+/// All ends, with no writer.
 pub struct Ends<'a> {
     pub source: &'a Client,
     pub warehouse: &'a Client,
+    pub clickhouse: Option<&'a http::Client>,
+}
+
+impl Ends<'_> {
+    /// What every sink holds.
+    async fn checkpoint(&self) -> Result<Lsn> {
+        let rows = ask(self.warehouse, "SELECT min(end_lsn) FROM tailwater.checkpoint").await?;
+        let at: Option<PgLsn> = rows.first().and_then(|row| row.get(0));
+        let at = at.map_or(Lsn::ZERO, |at| Lsn(at.into()));
+        match self.clickhouse {
+            Some(client) => Ok(at.min(clickhouse::checkpoint(client).await?)),
+            None => Ok(at),
+        }
+    }
 }
 
 impl Summary {
-    /// Waits until the warehouse holds `last` and its views show it, then compares. What differs after a while differs.
+    /// Waits until the warehouses hold `last` and the views show it, then compares. What differs after a while differs.
     pub async fn take(ends: &Ends<'_>, daemon: &mut Daemon, last: &Written) -> Result<Summary> {
         let began = Instant::now();
         let mut arrived = None;
         loop {
-            if arrived.is_none() && checkpoint(ends.warehouse).await? > last.lsn {
+            if arrived.is_none() && ends.checkpoint().await? > last.lsn {
                 arrived = Some(last.committed_at.elapsed());
             }
             let in_time = began.elapsed() < CATCH_UP_WITHIN;
@@ -85,15 +110,24 @@ impl Summary {
 
     async fn ask(ends: &Ends<'_>) -> Result<Summary> {
         let (sources, held) = (ask(ends.source, SOURCE_DIGEST).await?, ask(ends.warehouse, WAREHOUSE_DIGEST).await?);
+        let of_clickhouse = match ends.clickhouse {
+            Some(client) => Some(clickhouse::ask(client, CLICKHOUSE_DIGEST).await.context("ask ClickHouse")?),
+            None => None,
+        };
         let mut relations = Vec::new();
         for row in &sources {
             let name: String = row.get(0);
             let held = held.iter().find(|held| held.get::<_, &str>(0) == name);
             let warehouse = content(held.with_context(|| format!("the warehouse does not list {name}"))?);
-            relations.push(Relation { name, source: content(row), warehouse });
+            let clickhouse = of_clickhouse.as_ref().map(|rows| {
+                let held = rows.iter().find(|held| held.first() == Some(&name));
+                // A relation without rows is not listed.
+                held.map_or(Content { row_count: 0, digest: None }, |held| content_of_text(held))
+            });
+            relations.push(Relation { name, source: content(row), warehouse, clickhouse });
         }
         let faults = ask(ends.warehouse, WAREHOUSE_CHECK).await?.len() as u64;
-        let checkpoint = checkpoint(ends.warehouse).await?;
+        let checkpoint = ends.checkpoint().await?;
         let slot = ask(ends.source, "SELECT min(confirmed_flush_lsn), pg_current_wal_lsn() FROM pg_replication_slots");
         let slot = slot.await?;
         let slot = slot.first().context("the source does not list its slots")?;
@@ -109,19 +143,29 @@ impl Summary {
         })
     }
 
-    /// Whether the warehouse is what it should be.
+    /// Whether the warehouses are what they should be.
     pub fn is_equal(&self) -> bool {
         let promised = self.confirmed <= self.checkpoint && self.faults == 0;
-        promised && !self.relations.is_empty() && self.relations.iter().all(|each| each.source == each.warehouse)
+        promised && !self.relations.is_empty() && self.relations.iter().all(Relation::is_equal)
     }
 
     /// As lines for a person.
-    pub fn render(&self, written: &Written, status: &Status, delays: &Delays) -> String {
-        let mut lines = vec![format!("{:<26}{:>14}{:>18}", "relation", "at the source", "in the warehouse")];
+    pub fn render(&self, written: &Written, status: &Status, delays: &[Delays]) -> String {
+        let mut lines = Vec::new();
+        let mut line = |name: &str, counts: [&str; 3], verdict: &str| {
+            let [source, warehouse, clickhouse] = counts;
+            // Nothing stands there where there is no ClickHouse.
+            let clickhouse = if clickhouse.is_empty() { String::new() } else { format!("{clickhouse:>15}") };
+            lines.push(format!("{name:<26}{source:>14}{warehouse:>14}{clickhouse}  {verdict}"));
+        };
+        let has_clickhouse = self.relations.iter().any(|each| each.clickhouse.is_some());
+        let heading = if has_clickhouse { "in ClickHouse" } else { "" };
+        line("relation", ["at the source", "in Postgres", heading], "");
         for each in &self.relations {
-            let verdict = if each.source == each.warehouse { "same content" } else { "DIFFERENT" };
-            let rows = (rows(each.source.row_count), rows(each.warehouse.row_count));
-            lines.push(format!("{:<26}{:>14}{:>18}  {verdict}", each.name, rows.0, rows.1));
+            let verdict = if each.is_equal() { "same content" } else { "DIFFERENT" };
+            let clickhouse = each.clickhouse.as_ref().map(|held| rows(held.row_count)).unwrap_or_default();
+            let counts = [rows(each.source.row_count), rows(each.warehouse.row_count), clickhouse];
+            line(&each.name, counts.each_ref().map(String::as_str), verdict);
         }
         lines.push(String::new());
         lines.push(match self.faults {
@@ -131,39 +175,41 @@ impl Summary {
         let (checkpoint, confirmed, lag) = (self.checkpoint, self.confirmed, count(self.lag_bytes));
         lines.push(format!("positions   checkpoint {checkpoint}, slot confirmed to {confirmed};"));
         lines.push(format!("            the source's WAL ends {lag} bytes later"));
-        let applied: u64 = status.pairs.iter().map(|pair| pair.transactions).sum();
-        let (written, applied) = (count(written.count), count(applied));
-        lines.push(format!("changes     {written} by the writer, {applied} transactions applied by the daemon"));
+        lines.push(format!("changes     {} by the writer; transactions applied by the daemon:", count(written.count)));
+        let applied = status.pairs.iter().map(|pair| format!("{} to {}", count(pair.transactions), pair.sink));
+        lines.push(format!("            {}", applied.collect::<Vec<_>>().join(", ")));
         lines.extend(delay_lines(delays));
         lines.push(String::new());
         let after = |duration: Duration| seconds(duration.as_secs_f64());
         let waited = after(self.waited);
         lines.push(match (self.is_equal(), self.arrived) {
             (true, Some(arrived)) => {
-                format!("Both databases agree: the tables within {}, the views within {waited}.", after(arrived))
+                format!("All databases agree: the tables within {}, the views within {waited}.", after(arrived))
             }
-            (true, None) => format!("Both databases agree within {waited}."),
+            (true, None) => format!("All databases agree within {waited}."),
             (false, _) => format!("The databases DIFFER, {waited} after the last change."),
         });
         lines.join("\n")
     }
 }
 
-/// How soon changes were seen in the warehouse.
-fn delay_lines(delays: &Delays) -> Vec<String> {
-    let (Some(half), Some(all)) = (delays.quantile(0.5), delays.quantile(1.0)) else { return Vec::new() };
+/// How soon changes were seen in each warehouse.
+fn delay_lines(delays: &[Delays]) -> Vec<String> {
+    let mut lines: Vec<String> = delays.iter().filter_map(delay_line).collect();
+    if !lines.is_empty() {
+        lines.insert(0, "delay       changes that were looked for once committed were visible:".to_owned());
+    }
+    lines
+}
+
+fn delay_line(delays: &Delays) -> Option<String> {
+    let (half, all) = (delays.quantile(0.5)?, delays.quantile(1.0)?);
     // Of fewer, the last hundredth is only the slowest one.
     let most = delays.quantile(0.99).filter(|_| delays.count() >= 100);
     let shares = [("half", Some(half)), ("99 %", most), ("all", Some(all))];
     let shares = shares.into_iter().filter_map(|(share, delay)| Some((share, delay?.as_secs_f64())));
     let shares: Vec<String> = shares.map(|(share, delay)| format!("{share} within {}", seconds(delay))).collect();
-    vec![
-        format!(
-            "delay       {} changes were looked for in the warehouse once committed:",
-            count(delays.count() as u64)
-        ),
-        format!("            visible {}", shares.join(", ")),
-    ]
+    Some(format!("            in {:<11}{} of {}", delays.sink, shares.join(", "), count(delays.count() as u64)))
 }
 
 fn rows(number: i64) -> String {
@@ -174,10 +220,10 @@ fn content(row: &Row) -> Content {
     Content { row_count: row.get(1), digest: row.get(2) }
 }
 
-async fn checkpoint(warehouse: &Client) -> Result<Lsn> {
-    let rows = ask(warehouse, "SELECT min(end_lsn) FROM tailwater.checkpoint").await?;
-    let at: Option<PgLsn> = rows.first().and_then(|row| row.get(0));
-    Ok(at.map_or(Lsn::ZERO, |at| Lsn(at.into())))
+/// A relation's name, its row count and its digest.
+fn content_of_text(row: &[String]) -> Content {
+    let row_count = row.get(1).and_then(|count| count.parse().ok()).unwrap_or(-1);
+    Content { row_count, digest: row.get(2).cloned() }
 }
 
 /// The rows of one statement without parameters.
@@ -191,8 +237,12 @@ mod tests {
 
     fn summary(warehouse_digest: &str, faults: u64, confirmed: u64) -> Summary {
         let content = |digest: &str| Content { row_count: 2, digest: Some(digest.to_owned()) };
-        let relation =
-            Relation { name: "dwh.d_course".to_owned(), source: content("a"), warehouse: content(warehouse_digest) };
+        let relation = Relation {
+            name: "dwh.d_course".to_owned(),
+            source: content("a"),
+            warehouse: content(warehouse_digest),
+            clickhouse: None,
+        };
         Summary {
             relations: vec![relation],
             faults,
@@ -208,6 +258,9 @@ mod tests {
     fn equal_means_content_views_and_positions() {
         assert!(summary("a", 0, 10).is_equal());
         assert!(!summary("b", 0, 10).is_equal(), "same number of rows, other content");
+        let mut other = summary("a", 0, 10);
+        other.relations[0].clickhouse = Some(Content { row_count: 2, digest: Some("b".to_owned()) });
+        assert!(!other.is_equal(), "ClickHouse has other content");
         assert!(!summary("a", 1, 10).is_equal(), "a view differs from its query");
         assert!(!summary("a", 0, 11).is_equal(), "confirmed past the checkpoint");
     }

@@ -1,4 +1,4 @@
-//! The school's staff: one session that changes lessons at a steady rate, and another that looks how soon the warehouse
+//! The school's staff: one session that changes lessons at a steady rate, and another that looks how soon a warehouse
 //! shows it.
 
 use std::collections::VecDeque;
@@ -11,8 +11,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use super::clickhouse;
 use crate::lsn::Lsn;
 use crate::postgres::error::describe;
+use crate::sink::clickhouse::http;
 
 /// A hundred change sets a second: a busy school.
 const STEP_EVERY: Duration = Duration::from_millis(10);
@@ -20,8 +22,9 @@ const STEP_EVERY: Duration = Duration::from_millis(10);
 /// Between two change sets that are looked for in the warehouse.
 const LOOK_FOR_EVERY: Duration = Duration::from_millis(200);
 
-/// Between two looks at the warehouse for one of them; a measured delay is too long by this at most.
-const POLL_EVERY: Duration = Duration::from_millis(1);
+/// Between two looks at a warehouse for one of them; a measured delay is too long by this at most.
+const POLL_POSTGRES_EVERY: Duration = Duration::from_millis(1);
+const POLL_CLICKHOUSE_EVERY: Duration = Duration::from_millis(5);
 
 /// Delays kept: the newest.
 const DELAYS_MAX: usize = 10_000;
@@ -102,18 +105,47 @@ pub struct Seen {
     pub delay: Duration,
 }
 
-/// Looks for change sets in the warehouse, one at a time. Dropped, it ends at once.
+/// How a warehouse is looked at.
+pub enum Eye {
+    Postgres(Client),
+    ClickHouse(http::Client),
+}
+
+impl Eye {
+    fn poll_every(&self) -> Duration {
+        match self {
+            Eye::Postgres(_) => POLL_POSTGRES_EVERY,
+            Eye::ClickHouse(_) => POLL_CLICKHOUSE_EVERY,
+        }
+    }
+
+    /// Whether a query of it shows what was written before this position.
+    async fn shows(&self, lsn: Lsn) -> Result<bool> {
+        match self {
+            Eye::Postgres(client) => {
+                let sql = "SELECT coalesce(bool_and(end_lsn > $1), false) FROM tailwater.checkpoint";
+                let row = client.query_one(sql, &[&PgLsn::from(lsn.0)]).await;
+                let row = row.map_err(|error| anyhow!("{}", describe(&error))).context("ask the warehouse")?;
+                Ok(row.get(0))
+            }
+            Eye::ClickHouse(client) => Ok(clickhouse::checkpoint(client).await.context("ask ClickHouse")? > lsn),
+        }
+    }
+}
+
+/// Looks for change sets in a warehouse, one at a time. Dropped, it ends at once.
 pub struct Watcher {
+    pub sink: &'static str,
     task: JoinSet<Result<VecDeque<Duration>>>,
     stop: watch::Sender<bool>,
     pub last: watch::Receiver<Option<Seen>>,
 }
 
 impl Watcher {
-    pub fn start(warehouse: Client, newest: watch::Receiver<Option<Written>>) -> Watcher {
+    pub fn start(sink: &'static str, eye: Eye, newest: watch::Receiver<Option<Written>>) -> Watcher {
         let (stop, stopped) = watch::channel(false);
         let (tell, last) = watch::channel(None);
-        Watcher { task: JoinSet::from_iter([look(warehouse, newest, stopped, tell)]), stop, last }
+        Watcher { sink, task: JoinSet::from_iter([look(eye, newest, stopped, tell)]), stop, last }
     }
 
     /// As the writer's.
@@ -127,17 +159,16 @@ impl Watcher {
         let ended = self.task.join_next().await.context("the watcher was never started")?;
         let mut delays: Vec<Duration> = ended??.into();
         delays.sort();
-        Ok(Delays(delays))
+        Ok(Delays { sink: self.sink, delays })
     }
 }
 
 async fn look(
-    warehouse: Client,
+    eye: Eye,
     mut newest: watch::Receiver<Option<Written>>,
     stopped: watch::Receiver<bool>,
     tell: watch::Sender<Option<Seen>>,
 ) -> Result<VecDeque<Duration>> {
-    let sql = "SELECT coalesce(bool_and(end_lsn > $1), false) FROM tailwater.checkpoint";
     let mut delays = VecDeque::new();
     let mut ticks = interval(LOOK_FOR_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -148,12 +179,11 @@ async fn look(
             break;
         }
         let Some(written) = newest.borrow().clone() else { continue };
-        let mut polls = interval(POLL_EVERY);
+        let mut polls = interval(eye.poll_every());
+        polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !*stopped.borrow() {
             polls.tick().await;
-            let row = warehouse.query_one(sql, &[&PgLsn::from(written.lsn.0)]).await;
-            let row = row.map_err(|error| anyhow!("{}", describe(&error))).context("ask the warehouse")?;
-            if row.get(0) {
+            if eye.shows(written.lsn).await? {
                 let delay = written.committed_at.elapsed();
                 if delays.len() == DELAYS_MAX {
                     delays.pop_front();
@@ -167,18 +197,21 @@ async fn look(
     Ok(delays)
 }
 
-/// Measured delays, the shortest first.
-pub struct Delays(Vec<Duration>);
+/// Measured delays of one warehouse, the shortest first.
+pub struct Delays {
+    pub sink: &'static str,
+    delays: Vec<Duration>,
+}
 
 impl Delays {
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.delays.len()
     }
 
     /// The delay that this share of all does not exceed; `None` if nothing was measured.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
-        let rank = (share * self.0.len() as f64).ceil() as usize;
-        self.0.get(rank.clamp(1, self.0.len().max(1)) - 1).copied()
+        let rank = (share * self.delays.len() as f64).ceil() as usize;
+        self.delays.get(rank.clamp(1, self.delays.len().max(1)) - 1).copied()
     }
 }
 
@@ -188,10 +221,10 @@ mod tests {
 
     #[test]
     fn quantiles_are_measured_delays() {
-        let delays = Delays((1..=100).map(Duration::from_millis).collect());
+        let delays = Delays { sink: "warehouse", delays: (1..=100).map(Duration::from_millis).collect() };
         for (share, expected) in [(0.0, 1), (0.5, 50), (0.99, 99), (1.0, 100)] {
             assert_eq!(delays.quantile(share), Some(Duration::from_millis(expected)), "{share}");
         }
-        assert_eq!(Delays(Vec::new()).quantile(0.5), None);
+        assert_eq!(Delays { sink: "warehouse", delays: Vec::new() }.quantile(0.5), None);
     }
 }
