@@ -1,4 +1,4 @@
-# make demo    two private Postgres clusters, sample data, a live writer, and tailwater between them
+# make demo    private Postgres and ClickHouse servers, sample data, a live writer, and tailwater between them
 # make test    every test: fast ones, then those against real servers, which they start themselves
 # make bench   tailwater beside native logical replication, in the same run
 # make lint    formatting and clippy, warnings are errors

@@ -8,6 +8,7 @@ mod clickhouse_findings;
 mod clickhouse_sink;
 mod clickhouse_views;
 mod crash;
+mod demo;
 mod drift;
 mod findings;
 mod harness;

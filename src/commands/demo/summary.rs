@@ -156,7 +156,8 @@ impl Summary {
             let [source, warehouse, clickhouse] = counts;
             // Nothing stands there where there is no ClickHouse.
             let clickhouse = if clickhouse.is_empty() { String::new() } else { format!("{clickhouse:>15}") };
-            lines.push(format!("{name:<26}{source:>14}{warehouse:>14}{clickhouse}  {verdict}"));
+            let line = format!("{name:<26}{source:>14}{warehouse:>14}{clickhouse}  {verdict}");
+            lines.push(line.trim_end().to_owned());
         };
         let has_clickhouse = self.relations.iter().any(|each| each.clickhouse.is_some());
         let heading = if has_clickhouse { "in ClickHouse" } else { "" };
@@ -209,7 +210,7 @@ fn delay_line(delays: &Delays) -> Option<String> {
     let shares = [("half", Some(half)), ("99 %", most), ("all", Some(all))];
     let shares = shares.into_iter().filter_map(|(share, delay)| Some((share, delay?.as_secs_f64())));
     let shares: Vec<String> = shares.map(|(share, delay)| format!("{share} within {}", seconds(delay))).collect();
-    Some(format!("            in {:<11}{} of {}", delays.sink, shares.join(", "), count(delays.count() as u64)))
+    Some(format!("            in {:<10} {} (of {})", delays.sink, shares.join(", "), count(delays.count() as u64)))
 }
 
 fn rows(number: i64) -> String {

@@ -195,12 +195,8 @@ impl Stage {
     pub async fn assert_equal(&self, after: &str) -> Result<()> {
         let truth = self.truth().await?;
         ensure!(truth.values().all(|rows| !rows.is_empty()), "after {after}: something is empty");
-        for view in VIEWS {
-            self.server.query(&format!("SYSTEM REFRESH VIEW sessions.{view}"))?;
-            self.server.query(&format!("SYSTEM WAIT VIEW sessions.{view}"))?;
-        }
         let warehouse = self.warehouse.connect("dwh").await?;
-        // The daemon refreshes these, after the rows.
+        // The daemon refreshes the views after the rows, here and there.
         eventually(SOON, &format!("after {after}: Postgres is right"), async || {
             let held = rows_of_postgres(&warehouse).await?;
             Ok(difference(&truth, &held).map_or(Look::Yes(()), Look::NotYet))
