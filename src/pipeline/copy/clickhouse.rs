@@ -16,7 +16,7 @@ use crate::postgres::error::describe;
 use crate::sink::any::SinkSession;
 use crate::sink::clickhouse::load::{ClickHouseLoader, LoadError};
 use crate::sink::state::TableState;
-use crate::source::snapshot::{self, Chunk, Snapshot};
+use crate::source::snapshot::{self, Chunk, Leaf, Snapshot};
 
 /// One attempt at all tables.
 pub(super) async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), Broken> {
@@ -30,9 +30,15 @@ pub(super) async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), B
     let tables: Vec<_> = job.plans.iter().map(|&plan| job.link.plans[plan].target.to_string()).collect();
     info!(sink = %job.link.name, %lsn, tables = %tables.join(", "), "copying");
     let loader = ClickHouseLoader::new(server, &job.link.source, job.epoch, job.link.mask_key.clone(), lsn);
-    let mut rows = Vec::new();
+    // All at once, as soon as may be: what empties or rewrites a table hides its rows from the snapshot, and a table that was
+    // opened cannot be emptied.
+    let mut leaves = Vec::new();
     for &plan_index in &job.plans {
-        rows.push(copy_table(job, plan_index, &snapshot, &loader).await?);
+        leaves.push(snapshot.open(&job.link.plans[plan_index].from).await?);
+    }
+    let mut rows = Vec::new();
+    for (&plan_index, leaves) in job.plans.iter().zip(&leaves) {
+        rows.push(copy_table(job, plan_index, leaves, &snapshot, &loader).await?);
     }
     let until = snapshot.end(&job.url).await?;
     for (&plan_index, rows) in job.plans.iter().zip(rows) {
@@ -47,16 +53,16 @@ pub(super) async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), B
 async fn copy_table(
     job: &CopyJob,
     plan_index: usize,
+    leaves: &[Leaf],
     snapshot: &Snapshot,
     loader: &ClickHouseLoader,
 ) -> Result<u64, Broken> {
     let plan = &job.link.plans[plan_index];
-    let leaves = snapshot.open(&plan.from).await?;
     loader.begin_table(plan).await.map_err(|error| broken(job, plan_index, error))?;
     job.observed.table_state(plan_index, TableState::Copying);
     let copying = Copying {
         plan_index,
-        chunks: snapshot::cut(&leaves, &[]),
+        chunks: snapshot::cut(leaves, &[]),
         estimated: leaves.iter().map(|leaf| leaf.estimated_rows).sum(),
         copied: AtomicU64::new(0),
         next: AtomicUsize::new(0),
