@@ -12,22 +12,7 @@ use crate::support::pair::{DATABASE, SOON};
 use crate::support::postgres::Version;
 use crate::support::random::Random;
 use crate::support::wait::{Look, eventually};
-use crate::support::workload::{Load, SCHEMA, SEED_SQL, TABLES, Workload};
-
-const EVERY_KIND_OF_CHANGE: &str = "
-    BEGIN;
-    UPDATE churn SET id = 1000 WHERE id = 150;
-    UPDATE churn SET id = 150 WHERE id = 151;
-    UPDATE churn SET id = 151 WHERE id = 1000;
-    UPDATE churn_full SET id = 2000, number = 5 WHERE id = 199;
-    UPDATE churn SET number = number + 1 WHERE id > 180;
-    UPDATE churn SET body = NULL WHERE id = 190;
-    DELETE FROM churn WHERE id = 191;
-    INSERT INTO churn VALUES (191, repeat('again', 2000), NULL, 0);
-    DELETE FROM churn_full WHERE id < 10;
-    TRUNCATE ledger;
-    INSERT INTO ledger VALUES (1, 1, 'NaN', E'tab\\t', 'infinity');
-    COMMIT";
+use crate::support::workload::{EVERY_KIND_OF_CHANGE, Load, SCHEMA, SEED_SQL, TABLES, Workload};
 
 /// What Postgres can hold and ClickHouse's types cannot goes as text.
 fn mapping() -> String {

@@ -6,23 +6,7 @@ use crate::support::cluster::Options;
 use crate::support::pair::{DATABASE, Pair};
 use crate::support::postgres::Version;
 use crate::support::random::Random;
-use crate::support::workload::{Load, Workload};
-
-/// What the workloads cannot be sure to do in a short time, in one transaction.
-const EVERY_KIND_OF_CHANGE: &str = "
-    BEGIN;
-    UPDATE churn SET id = 1000 WHERE id = 150;
-    UPDATE churn SET id = 150 WHERE id = 151;
-    UPDATE churn SET id = 151 WHERE id = 1000;
-    UPDATE churn_full SET id = 2000, number = 5 WHERE id = 199;
-    UPDATE churn SET number = number + 1 WHERE id > 180;
-    UPDATE churn SET body = NULL WHERE id = 190;
-    DELETE FROM churn WHERE id = 191;
-    INSERT INTO churn VALUES (191, repeat('again', 2000), NULL, 0);
-    DELETE FROM churn_full WHERE id < 10;
-    TRUNCATE ledger;
-    INSERT INTO ledger VALUES (1, 1, 'NaN', E'tab\\t', 'infinity');
-    COMMIT";
+use crate::support::workload::{EVERY_KIND_OF_CHANGE, Load, Workload};
 
 async fn mirrors_what_is_there_and_what_comes(version: Version) -> Result<()> {
     let pair = Pair::start("spine", version, Options::default()).await?;

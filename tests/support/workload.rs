@@ -53,6 +53,22 @@ pub const SEED_SQL: &str = "
     INSERT INTO churn_full SELECT * FROM churn;
     INSERT INTO ledger SELECT 0, line, line / 100.0, 'first', '2024-02-29 12:00Z' FROM generate_series(1, 2000) line";
 
+/// What the workloads cannot be sure to do in a short time, in one transaction.
+pub const EVERY_KIND_OF_CHANGE: &str = "
+    BEGIN;
+    UPDATE churn SET id = 1000 WHERE id = 150;
+    UPDATE churn SET id = 150 WHERE id = 151;
+    UPDATE churn SET id = 151 WHERE id = 1000;
+    UPDATE churn_full SET id = 2000, number = 5 WHERE id = 199;
+    UPDATE churn SET number = number + 1 WHERE id > 180;
+    UPDATE churn SET body = NULL WHERE id = 190;
+    DELETE FROM churn WHERE id = 191;
+    INSERT INTO churn VALUES (191, repeat('again', 2000), NULL, 0);
+    DELETE FROM churn_full WHERE id < 10;
+    TRUNCATE ledger;
+    INSERT INTO ledger VALUES (1, 1, 'NaN', E'tab\\t', 'infinity');
+    COMMIT";
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Workload {
     /// Transfers between the two tables of accounts.
