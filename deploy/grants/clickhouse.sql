@@ -17,6 +17,10 @@ GRANT SELECT, INSERT, TRUNCATE, ALTER DELETE ON dwh.* TO tailwater;
 
 -- The temporary table in which such rows wait, one a session.
 GRANT CREATE TEMPORARY TABLE ON *.* TO tailwater;
+GRANT TABLE ENGINE ON Memory TO tailwater;
+
+-- Rows arrive through the table function `input()`, which counts as a file. Older servers have it as `GRANT FILE ON *.*`.
+GRANT READ ON FILE TO tailwater;
 
 -- `[view]`: refreshable materialized views are refreshed by event, and their end is awaited.
 GRANT SYSTEM VIEWS ON dwh.* TO tailwater;
@@ -25,3 +29,4 @@ GRANT SELECT ON system.view_refreshes TO tailwater;
 -- Only if `tailwater setup` runs under this user too; else run it once as a user who has these rights.
 -- GRANT CREATE DATABASE, CREATE TABLE ON tailwater.* TO tailwater;
 -- GRANT CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP VIEW ON dwh.* TO tailwater;
+-- GRANT TABLE ENGINE ON ReplacingMergeTree TO tailwater;

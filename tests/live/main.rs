@@ -23,6 +23,7 @@ mod resume;
 mod security;
 mod sessions;
 mod setup;
+mod several_sinks;
 mod sink_postgres;
 mod snapshot;
 mod spine;

@@ -7,39 +7,8 @@
 //! that is replayed would stand up again.
 
 use crate::catalog::TableName;
-use crate::checkpoint::Position;
-
+use crate::mapping::clickhouse::{DELETED_COLUMN, VERSION_COLUMN, quote_ident, quote_literal, quoted};
 use crate::value::clickhouse::types::ColumnType;
-
-/// Of the source position: the higher one is the later change.
-pub const VERSION: &str = "_version";
-/// 1 in a tombstone.
-pub const DELETED: &str = "_deleted";
-
-/// The version of a row that a change made, the same at every replay. (A snapshot's rows have ordinal 0.)
-pub fn version(position: Position) -> u128 {
-    u128::from(position.commit_lsn.0) << 64 | u128::from(position.ordinal)
-}
-
-/// The version of a state row: a later daemon's is higher, and inside one daemon the later one's.
-pub fn state_version(epoch: u64, sequence: u64) -> u128 {
-    u128::from(epoch) << 64 | u128::from(sequence)
-}
-
-/// An identifier as SQL text. ClickHouse reads escapes inside the quotes.
-pub fn quote_ident(name: &str) -> String {
-    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`").replace('\0', ""))
-}
-
-/// A string constant as SQL text.
-pub fn quote_literal(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\0', "\\0"))
-}
-
-/// A table's name, of which the schema is ClickHouse's database.
-pub fn quote_table(table: &TableName) -> String {
-    format!("{}.{}", quote_ident(&table.schema), quote_ident(&table.name))
-}
 
 /// One column of a table to make.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -111,7 +80,7 @@ pub fn create_table(
     }
     let mut lines = Vec::with_capacity(columns.len() + 2);
     for ColumnDdl { name, column_type } in columns {
-        if name == VERSION || name == DELETED {
+        if name == VERSION_COLUMN || name == DELETED_COLUMN {
             return Err(DdlError::ReservedName(name.clone()));
         }
         if matches!(column_type.bare(), ColumnType::Other(_)) {
@@ -120,17 +89,17 @@ pub fn create_table(
         }
         lines.push(format!("    {} {column_type}", quote_ident(name)));
     }
-    lines.push(format!("    {VERSION} UInt128"));
-    lines.push(format!("    {DELETED} UInt8"));
+    lines.push(format!("    {VERSION_COLUMN} UInt128"));
+    lines.push(format!("    {DELETED_COLUMN} UInt8"));
     let key_columns = key.iter().map(|&index| &columns[index]);
     let mut names = key_columns.map(key_name).collect::<Result<Vec<_>, _>>()?;
-    names.extend(by_version.then(|| VERSION.to_owned()));
+    names.extend(by_version.then(|| VERSION_COLUMN.to_owned()));
     Ok(format!(
         "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nORDER BY ({})\nSETTINGS {TABLE_SETTINGS}",
-        quote_table(table),
+        quoted(table),
         topology.on_cluster(),
         lines.join(",\n"),
-        topology.engine(&format!("{VERSION}, {DELETED}")),
+        topology.engine(&format!("{VERSION_COLUMN}, {DELETED_COLUMN}")),
         names.join(", "),
     ))
 }
@@ -152,26 +121,22 @@ pub fn current_view_name(table: &TableName) -> TableName {
 }
 
 /// The statement that makes the helper view, over the columns that a reader wants to see.
-///
-/// What is older than the table's last TRUNCATE stays out, even if an insert of before arrives after it.
 pub fn create_current_view(table: &TableName, columns: &[ColumnDdl], topology: &Topology) -> String {
     let names: Vec<_> = columns.iter().map(|column| format!("    {}", quote_ident(&column.name))).collect();
     format!(
-        "CREATE OR REPLACE VIEW {}{} AS\nSELECT\n{}\nFROM {} FINAL\nWHERE {DELETED} = 0 AND {VERSION} >= \
-         (SELECT max(floor) FROM tailwater.truncate_floor WHERE target = {})",
-        quote_table(&current_view_name(table)),
+        "CREATE OR REPLACE VIEW {}{} AS\nSELECT\n{}\nFROM {} FINAL\nWHERE {DELETED_COLUMN} = 0",
+        quoted(&current_view_name(table)),
         topology.on_cluster(),
         names.join(",\n"),
-        quote_table(table),
-        quote_literal(&table.to_string()),
+        quoted(table),
     )
 }
 
 /// Database `tailwater` and its tables, in the order of making. Every statement may run again.
 ///
 /// Rows of these tables are never changed, only outlived: of one key the row with the highest `version` counts, so every
-/// reader says FINAL. `version` is [`state_version`], for a checkpoint of its `end_lsn`: what a daemon writes that another
-/// has taken over from never counts.
+/// reader says FINAL. A checkpoint's is of its epoch and its `end_lsn`: what a daemon writes that another has taken over from
+/// never counts.
 pub fn state_schema(topology: &Topology) -> Vec<String> {
     let mut statements = vec![format!("CREATE DATABASE IF NOT EXISTS tailwater{}", topology.on_cluster())];
     for StateTable { name, columns, key, deleted, comment } in STATE_TABLES {
@@ -248,16 +213,6 @@ const STATE_TABLES: &[StateTable] = &[
         comment: "the source position that each materialized view reflects",
     },
     StateTable {
-        name: "truncate_floor",
-        columns: "
-    target String,
-    source String,
-    floor UInt128",
-        key: "target, source",
-        deleted: false,
-        comment: "the version of each table's last TRUNCATE: rows with a lower one are gone",
-    },
-    StateTable {
         name: "dead_letter",
         columns: "
     source String,
@@ -279,7 +234,6 @@ const STATE_TABLES: &[StateTable] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lsn::Lsn;
 
     fn column(name: &str, column_type: &str) -> ColumnDdl {
         ColumnDdl { name: name.to_owned(), column_type: ColumnType::parse(column_type) }
@@ -317,19 +271,5 @@ mod tests {
         assert!(matches!(of("Map(String, String)", &[0]), DdlError::UnknownType { .. }));
         let reserved = create_table(&table, &[column("_deleted", "UInt8")], &[0], false, &Topology::Single);
         assert_eq!(reserved, Err(DdlError::ReservedName("_deleted".to_owned())));
-    }
-
-    #[test]
-    fn versions_go_by_commit_then_by_place() {
-        let at = |commit_lsn, ordinal| version(Position { commit_lsn: Lsn(commit_lsn), ordinal });
-        assert!(at(1, u64::MAX) < at(2, 0) && at(2, 0) < at(2, 1));
-        assert_eq!(at(1, 2), (1 << 64) + 2);
-        assert!(state_version(1, u64::MAX) < state_version(2, 0));
-    }
-
-    #[test]
-    fn quotes_cannot_be_left() {
-        assert_eq!(quote_ident("we`ird\\'; drop"), "`we\\`ird\\\\'; drop`");
-        assert_eq!(quote_literal("it's\\"), "'it\\'s\\\\'");
     }
 }

@@ -163,3 +163,15 @@ fn put_text(out: &mut Vec<u8>, text: &[u8]) {
     out.push(length as u8);
     out.extend_from_slice(text);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_go_by_commit_then_by_place() {
+        let at = |commit_lsn, ordinal| version(Position { commit_lsn: Lsn(commit_lsn), ordinal });
+        assert!(at(1, u64::MAX) < at(2, 0) && at(2, 0) < at(2, 1));
+        assert_eq!(at(1, 2), (1 << 64) + 2);
+    }
+}
