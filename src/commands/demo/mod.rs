@@ -237,10 +237,16 @@ async fn make_servers(house: &mut House, screen: &mut Screen, password: &str) ->
     screen
         .done("servers", &format!("PostgreSQL {} twice, ports {} of 127.0.0.1", binaries.version, ports.join(" and ")));
     match &mut house.clickhouse {
-        Some(server) => {
-            let version = server.ready().await?;
-            screen.done("", &format!("ClickHouse {version}, ports {} and {}", server.http_port, server.tcp_port));
-        }
+        Some(server) => match server.ready().await {
+            Ok(version) => {
+                screen.done("", &format!("ClickHouse {version}, ports {} and {}", server.http_port, server.tcp_port));
+            }
+            Err(error) => {
+                server.stop().await;
+                house.clickhouse = None;
+                screen.done("", &format!("no ClickHouse: Postgres alone, for {error:#}"));
+            }
+        },
         None => screen.done("", "no ClickHouse: it is not installed (tests/install.sh demo does it); Postgres alone"),
     }
     screen.done("files", &format!("all in {}", house.scratch.path().display()));

@@ -97,3 +97,12 @@ fn an_expression_without_type_cannot_be_created() {
     assert!(rendered.contains("the type of column \"demo\" is not known before it exists"), "{rendered}");
     assert_eq!(tables.len(), 1);
 }
+
+#[test]
+fn a_plain_column_may_say_its_type() {
+    let mapping = "[table.\"dwh.d_course\"]\nfrom = \"public.course\"\n\
+                   columns = { id = \"id\", name = { column = \"title\", type = \"varchar(300)\" } }\n";
+    let (Desired { tables, .. }, findings) = desired_tables(&config(), &[parse(&headed(mapping))], &ends());
+    assert!(findings.0.is_empty(), "{}", findings.render(false));
+    assert!(ddl(&tables).contains("    \"name\" varchar(300) NOT NULL,\n"), "{}", ddl(&tables));
+}

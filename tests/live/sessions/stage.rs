@@ -18,6 +18,8 @@ const RATES: &str = "rates";
 const PROJECT_SCHEMA: &str = include_str!("../../../schemas/source/sessions.sql");
 const RATES_SCHEMA: &str = include_str!("../../../schemas/source/exchange_rates.sql");
 const POSTGRES_SCHEMA: &str = include_str!("../../../schemas/postgres/sessions.sql");
+/// Computes each view in another way.
+const POSTGRES_CHECK: &str = include_str!("../../../schemas/postgres/sessions_check.sql");
 const CLICKHOUSE_VIEWS: &str = include_str!("../../../schemas/clickhouse/sessions.sql");
 const MAPPINGS: [(&str, &str); 3] = [
     ("sessions.toml", include_str!("../../../mappings/sessions.toml")),
@@ -202,6 +204,8 @@ impl Stage {
             Ok(difference(&truth, &held).map_or(Look::Yes(()), Look::NotYet))
         })
         .await?;
+        let wrong = warehouse.query(POSTGRES_CHECK, &[]).await?;
+        ensure!(wrong.is_empty(), "after {after}: the model's own check finds {:?}", wrong.first());
         eventually(SOON, &format!("after {after}: ClickHouse is right"), async || {
             let held = self.rows_of_clickhouse()?;
             Ok(difference(&truth, &held).map_or(Look::Yes(()), Look::NotYet))
