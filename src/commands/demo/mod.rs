@@ -180,7 +180,7 @@ async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) 
         }
         None => None,
     };
-    screen.done("setup", "publication, slot, state tables; its roles have the least rights");
+    screen.done("setup", "publication, slot, state tables; in Postgres its roles have the least rights");
     let writer = Writer::start(source.connect(SOURCE).await?);
     let warehouse_client = warehouse.connect(WAREHOUSE).await?;
     daemon.start().await?;
