@@ -181,7 +181,7 @@ async fn sink_in_trouble_leaves_the_other_alone_and_comes_back_whole() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broken_table_of_one_sink_stops_there_and_nowhere_else() -> Result<()> {
+async fn broken_table_of_one_sink_stops_there_alone_and_is_brought_back() -> Result<()> {
     let mut stage = Stage::start("several-broken", &[ToPostgres, ToClickHouse]).await?;
     let mut daemon = stage.home.run()?;
     stage.assert_equal("the copies", &mut daemon).await?;
@@ -198,6 +198,20 @@ async fn broken_table_of_one_sink_stops_there_and_nowhere_else() -> Result<()> {
     .await?;
     let client = stage.postgres.connect(DATABASE).await?;
     ensure!(tables_not_streaming(&client).await? == 0);
+    daemon.terminate()?;
+
+    // The way back that the README tells.
+    for mend in [
+        "ALTER TABLE mirror.entries ADD COLUMN filler String",
+        "TRUNCATE TABLE mirror.entries",
+        "DELETE FROM tailwater.table_state WHERE target = 'mirror.entries'",
+    ] {
+        stage.server.query(mend)?;
+    }
+    let mut daemon = stage.home.run()?;
+    stage.assert_equal("the table was mended", &mut daemon).await?;
+    stage.change().await?;
+    stage.assert_equal("the mended table streams", &mut daemon).await?;
     daemon.terminate()
 }
 
