@@ -20,7 +20,7 @@
 //! | `json`, `jsonb` | `String`: ClickHouse's `JSON` drops duplicate keys, nulls and digits | |
 //! | array of one of these, not null | `Array(Nullable(…))` | more than one dimension, a first index other than 1 |
 //! | array that may be null | `String`: an `Array` cannot be null and must not become empty | |
-//! | range, multirange, composite, network, bit, geometric, text search, `money`, `pg_lsn`, all others | `String` | |
+//! | range, multirange, network, bit, `pg_lsn`, all others | `String`, if their binary form is understood, see `rowbinary::reads_binary` | |
 //! | domain | as its base type | |
 //!
 //! `Nullable(…)` only where the source column can be null. `on_overflow` says what becomes of a value that the type cannot

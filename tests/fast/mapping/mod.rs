@@ -11,6 +11,7 @@ use tailwater::mapping::resolve::{Live, LiveSink, LiveSource, Resolved, resolve}
 
 mod bad_files;
 mod bad_resolves;
+mod clickhouse;
 mod desired;
 mod lessons;
 mod plans;
