@@ -26,10 +26,9 @@ use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::refresh::Touch;
 use crate::retry::Backoff;
-use crate::sink::ApplyError;
-use crate::sink::Durable;
 use crate::sink::any::AnySink;
 use crate::sink::postgres::SinkSetup;
+use crate::sink::{ApplyError, Durable};
 use crate::source::stream::StreamShared;
 use crate::telemetry::handles::Stage;
 
@@ -112,7 +111,13 @@ impl Session {
 
     fn gathers_until(&self) -> Instant {
         let by_backlog = self.free_since + self.builder.gathers_for();
-        if self.builder.is_full() { by_backlog } else { by_backlog.max(self.started_at + self.pace) }
+        let is_due = self.builder.is_full() || self.is_joining();
+        if is_due { by_backlog } else { by_backlog.max(self.started_at + self.pace) }
+    }
+
+    /// Copied tables wait for the sink to have all that was taken: no more is taken until they have joined.
+    fn is_joining(&self) -> bool {
+        !self.queue.is_empty() && self.builder.at_boundary()
     }
 }
 
@@ -249,7 +254,7 @@ impl Applier {
                 return over;
             }
             let look_in = session.looked_at + self.link.config.idle_record.min(STALL);
-            let wants_more = session.rest.is_none() && !session.builder.is_full();
+            let wants_more = session.rest.is_none() && !session.builder.is_full() && !session.is_joining();
             let stopping = *self.stop.borrow();
             let gathers_until = session.gathers_until();
             if stopping && session.applying.is_none() && session.builder.is_empty() {

@@ -23,7 +23,7 @@ const START_WITHIN: Duration = Duration::from_secs(90);
 /// SIGTERM drains what is in flight first.
 const END_WITHIN: Duration = Duration::from_secs(60);
 /// Commands other than `run` on the small databases of tests.
-const COMMAND_WITHIN: Duration = Duration::from_secs(60);
+const COMMAND_WITHIN: Duration = Duration::from_secs(180);
 
 /// A configuration in a directory of its own; daemons and commands run in it.
 pub struct Home {
