@@ -365,10 +365,14 @@ impl Drop for Cluster {
     }
 }
 
+/// A statement that waits for ever fails its test, and says which one it was.
+const PATIENCE: &str = "SET statement_timeout = '600s'; SET lock_timeout = '180s'";
+
 /// Connects without TLS; the connection's own task ends with the client.
 pub async fn connect(url: &str) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
+    client.batch_execute(PATIENCE).await?;
     Ok(client)
 }
 

@@ -19,4 +19,5 @@ pub mod proxy;
 pub mod random;
 pub mod scratch;
 pub mod wait;
+pub mod watchdog;
 pub mod workload;

@@ -61,6 +61,34 @@ pub fn working_directory(pid: u32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/cwd")).ok()
 }
 
+/// Every process that stands in a directory or below it.
+pub fn standing_in(directory: &Path) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| working_directory(*pid).is_some_and(|stands| stands.starts_with(directory)))
+        .collect()
+}
+
+/// A process's command line; Postgres writes into it what a backend does.
+pub fn title(pid: u32) -> String {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
+}
+
+/// The threads of this process: number, name, and where in the kernel they wait, as far as the kernel tells.
+pub fn threads() -> Vec<(String, String, String)> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default().trim().to_owned();
+    let tasks = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    tasks
+        .map(|path| {
+            let number = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (number, read(&path, "comm"), format!("{} {}", read(&path, "wchan"), read(&path, "syscall")))
+        })
+        .collect()
+}
+
 /// Kilobytes that a process holds in memory: now (`VmRSS`) and at most so far (`VmHWM`).
 pub fn resident_kilobytes(pid: u32) -> Option<(u64, u64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

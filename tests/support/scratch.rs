@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 
 use super::process as processes;
 use super::wait::{Look, eventually_blocking};
+use super::watchdog;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static SWEPT: Once = Once::new();
@@ -42,6 +43,7 @@ impl Scratch {
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         let started = processes::started_at(process::id()).unwrap_or_default();
         fs::write(path.join("owner"), format!("{} {started}", process::id()))?;
+        watchdog::begin(&path);
         Ok(Scratch { path })
     }
 
@@ -52,6 +54,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        watchdog::end(&self.path);
         // With TAILWATER_KEEP set, what a test left can be looked at; the next run removes it.
         if std::env::var_os("TAILWATER_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.path);
@@ -67,11 +70,7 @@ fn sweep() {
         if path.ends_with("kept") || owner_lives(&path) {
             continue;
         }
-        let Ok(all) = fs::read_dir("/proc") else { return };
-        let inside: Vec<u32> = all
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|pid| processes::working_directory(*pid).is_some_and(|cwd| cwd.starts_with(&path)))
-            .collect();
+        let inside = processes::standing_in(&path);
         processes::signal("KILL", &inside);
         let _ = eventually_blocking(Duration::from_secs(10), "what was left behind is gone", || {
             let left = inside.iter().filter(|pid| processes::is_alive(**pid)).count();

@@ -7,6 +7,9 @@ use anyhow::{Result, bail};
 /// How long between two looks. Short beside what is waited for, long beside what a look costs.
 pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// How long one look may take, beside its deadline.
+const ONE_LOOK_WITHIN: Duration = Duration::from_secs(30);
+
 /// What one look found.
 pub enum Look<T> {
     Yes(T),
@@ -22,10 +25,12 @@ pub async fn eventually<T>(
 ) -> Result<T> {
     let began = Instant::now();
     loop {
-        let instead = match look().await {
-            Ok(Look::Yes(found)) => return Ok(found),
-            Ok(Look::NotYet(instead)) => instead,
-            Err(err) => format!("{err:#}"),
+        // A look that never ends would be worse than one that fails.
+        let instead = match tokio::time::timeout(deadline + ONE_LOOK_WITHIN, look()).await {
+            Ok(Ok(Look::Yes(found))) => return Ok(found),
+            Ok(Ok(Look::NotYet(instead))) => instead,
+            Ok(Err(err)) => format!("{err:#}"),
+            Err(_) => "nothing: it did not end".to_owned(),
         };
         if began.elapsed() > deadline {
             bail!("not within {deadline:?}: {what}; the last look found: {instead}");
