@@ -115,8 +115,11 @@ async fn killed_copy_of_18_costs_the_chunks_in_flight() -> Result<()> {
     killed_copy_costs_the_chunks_in_flight(Version::V18).await
 }
 
+/// After the second snapshot: values that are not sent.
+const UNSENT: &str = "UPDATE big SET number = number + 1 WHERE id % 20 = 1";
+
 /// Each kind of plan for which a copy goes on ends as if it had never been cut short.
-async fn goes_on(name: &str, recipe: Recipe, meanwhile: &[&str]) -> Result<()> {
+async fn goes_on(name: &str, recipe: Recipe, meanwhile: &[&str], then: &str) -> Result<()> {
     let gated = Gated::make(name, Version::V15, recipe).await?;
     gated.cut_short(3).await?;
     for statements in meanwhile {
@@ -124,7 +127,7 @@ async fn goes_on(name: &str, recipe: Recipe, meanwhile: &[&str]) -> Result<()> {
     }
     let mut daemon = gated.home.run()?;
     gated.let_in(4).await?;
-    gated.client.batch_execute("UPDATE big SET number = number + 1 WHERE id % 20 = 1").await?;
+    gated.client.batch_execute(then).await?;
     gated.complete(&mut daemon).await?;
     ensure!(!daemon.log().contains("begins anew"), "the copy went on");
     daemon.terminate()
@@ -137,7 +140,27 @@ async fn rows_that_stopped_matching_are_gone_when_the_copy_went_on() -> Result<(
         truth: "(SELECT * FROM big WHERE number % 3 <> 0) AS q",
         ..USUAL
     };
-    goes_on("filtered", recipe, MOVES).await
+    // No row comes to match by this.
+    goes_on("filtered", recipe, MOVES, "UPDATE big SET number = number + 3 WHERE id % 20 = 1").await
+}
+
+/// A row that comes to match while the table is copied, by an update that leaves a large value unsent: nobody has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_that_comes_to_match_without_its_values_is_not_lost_in_silence() -> Result<()> {
+    let gated =
+        Gated::make("matching", Version::V15, Recipe { lines: "where = \"number % 3 <> 0\"\n", ..USUAL }).await?;
+    let daemon = gated.home.run()?;
+    gated.let_in(2).await?;
+    gated.client.batch_execute("UPDATE big SET number = 22 WHERE id = 21").await?;
+    gated.held.execute("UPDATE gate SET chunks = 1000000", &[]).await?;
+    eventually(SOON, "the table is quarantined", async || {
+        let row = gated.held.query_one("SELECT state::text, reason FROM tailwater.table_state", &[]).await?;
+        let (state, reason): (String, Option<String>) = (row.get(0), row.get(1));
+        Ok(if state == "quarantined" { Look::Yes(()) } else { Look::NotYet(format!("{state}, {reason:?}")) })
+    })
+    .await?;
+    drop(daemon);
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +170,7 @@ async fn rows_deleted_between_two_snapshots_are_never_marked_but_gone() -> Resul
         held: "(SELECT * FROM mirror.big WHERE NOT _tailwater_deleted) AS q",
         ..USUAL
     };
-    goes_on("soft", recipe, MOVES).await
+    goes_on("soft", recipe, MOVES, UNSENT).await
 }
 
 /// Three leaves of three chunks; the first and part of the second are copied when the copy is cut short.
@@ -167,7 +190,7 @@ async fn copy_of_partitions_goes_on() -> Result<()> {
                   CREATE TABLE big_d PARTITION OF big FOR VALUES FROM (3000000) TO (4000000);
                   UPDATE big SET id = id + 3000000 WHERE id BETWEEN 60001 AND 60100";
     let meanwhile: Vec<_> = MOVES.iter().copied().chain([across]).collect();
-    goes_on("parts", Recipe { source: PARTITIONED, ..USUAL }, &meanwhile).await
+    goes_on("parts", Recipe { source: PARTITIONED, ..USUAL }, &meanwhile, UNSENT).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

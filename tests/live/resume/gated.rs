@@ -31,6 +31,8 @@ const GATE: &str = "
     CREATE TABLE gate AS SELECT 0 AS chunks;
     CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
+        -- One at a time, and each sees those before it: never one too many.
+        PERFORM pg_advisory_xact_lock(1);
         WHILE (SELECT count(*) FROM tailwater.copy_chunk) >= (SELECT chunks FROM public.gate) LOOP
             PERFORM pg_sleep(0.01);
         END LOOP;

@@ -29,6 +29,8 @@ impl Writer<'_> {
         }
     }
 
+    /// The target may lack rows that the stream still speaks of: they are left out. One that may come to match the filter
+    /// is none of these, and nobody has the values that were not sent.
     pub(in super::super) fn fill_tolerant(&self, from: &str) -> String {
         let first = &self.key_columns()[0];
         let columns = self.plan.outputs.iter().map(|output| quote_ident(&output.column));
@@ -37,9 +39,11 @@ impl Writer<'_> {
             .collect();
         // What either place holds, as one row.
         let held = format!("LATERAL (SELECT {}) AS h", columns.join(", "));
+        let is_there = format!("h.{first} IS NOT NULL");
+        let only = if self.plan.filter.is_some() { String::new() } else { format!(" WHERE {is_there}") };
         self.filled_stage(&format!(
-            "(SELECT {}, true AS {PRESENT}{} FROM {from} LEFT JOIN {target} AS o ON {} LEFT JOIN {target} AS p ON {} \
-             CROSS JOIN {held} WHERE h.{first} IS NOT NULL) AS s",
+            "(SELECT {}, {is_there} AS {PRESENT}{} FROM {from} LEFT JOIN {target} AS o ON {} LEFT JOIN {target} AS p ON {} \
+             CROSS JOIN {held}{only}) AS s",
             self.filled_inputs("h"),
             self.masks(),
             self.joined("o", ORIGIN),
