@@ -113,10 +113,14 @@ impl Stage {
         let source = "SELECT format('%s slots, %s publications', (SELECT count(*) FROM pg_replication_slots), \
                       (SELECT count(*) FROM pg_publication))";
         let source: String = self.source.connect(DATABASE).await?.query_one(source, &[]).await?.get(0);
-        // A view's refresh comes and goes with tables of its own.
-        let sink = "SELECT count(), sum(total_rows), sum(parts) FROM system.tables \
-                    WHERE database IN ('mirror', 'tailwater') AND NOT startsWith(name, '.')";
-        Ok(format!("source: {source}; sink: {}", self.server.query(sink)?))
+        // A view's refresh comes and goes with tables of its own, and merges come when they like.
+        let tables = "SELECT concat(database, '.', name, if(engine LIKE '%ReplacingMergeTree', ' FINAL', '')) FROM system.tables \
+                      WHERE database IN ('mirror', 'tailwater') AND NOT startsWith(name, '.') ORDER BY ALL";
+        let mut sink = Vec::new();
+        for table in self.server.query(tables)?.lines() {
+            sink.push(format!("{table} {}", self.server.query(&format!("SELECT count() FROM {table}"))?));
+        }
+        Ok(format!("source: {source}; sink: {}", sink.join(", ")))
     }
 
     /// Runs each of the commands, and looks at what it says.

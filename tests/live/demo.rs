@@ -7,7 +7,7 @@ use crate::support::daemon::Home;
 #[tokio::test]
 async fn demo_ends_with_equal_databases_and_leaves_nothing_behind() -> Result<()> {
     let home = Home::new("demo", "", &[])?;
-    let told = home.must(&["demo", "--seconds", "1"])?;
+    let told = home.must(&["demo", "--seconds", "3"])?;
     for line in ["in ClickHouse", "in clickhouse half within", "views       equal", "All databases agree"] {
         ensure!(told.contains(line), "no \"{line}\" in {told}");
     }
