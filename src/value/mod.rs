@@ -6,6 +6,7 @@
 
 pub mod calendar;
 pub mod clickhouse;
+pub mod debezium;
 mod numeric;
 mod time;
 

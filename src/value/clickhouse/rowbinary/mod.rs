@@ -321,6 +321,17 @@ impl Encoder {
     }
 }
 
+/// Whether [`print_text`] understands the type's binary form.
+pub(in crate::value) fn prints(ty: &Type) -> bool {
+    print::is_known(ty)
+}
+
+/// Appends a value of a built-in type as Postgres prints it; `None`, with some of it perhaps appended, if its binary form is
+/// malformed or not understood.
+pub(in crate::value) fn print_text(out: &mut Vec<u8>, ty: &Type, value: &[u8]) -> Option<()> {
+    print::print(out, ty, value).ok()
+}
+
 fn exact<const N: usize>(value: &[u8]) -> Result<[u8; N], Misfit> {
     value.try_into().map_err(|_| MALFORMED)
 }
