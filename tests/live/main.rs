@@ -15,6 +15,8 @@ mod harness;
 mod huge;
 mod identity;
 mod journal_modes;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod keyless;
 mod patience;
 mod refresh;

@@ -10,6 +10,10 @@ pub mod clickhouse;
 pub mod cluster;
 pub mod daemon;
 pub mod http;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(feature = "kafka")]
+pub mod kcat;
 pub mod mirror;
 pub mod oracle;
 pub mod pair;

@@ -1,0 +1,306 @@
+//! A private Apache Kafka in a scratch directory, on free ports of 127.0.0.1: one node that is broker and controller,
+//! from the jars that `tests/install.sh` puts below the target directory. Read back by `kcat`, which shares no code with
+//! the daemon's build of librdkafka.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+
+use super::certificates::Certificates;
+use super::cluster::{free_port, last_lines};
+use super::process;
+use super::scratch::Scratch;
+use super::wait::{Look, eventually_blocking};
+
+/// A cold JVM on a busy machine takes its time.
+const START_WITHIN: Duration = Duration::from_secs(90);
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// The user that a secured listener knows, by PLAIN and by SCRAM-SHA-512.
+pub const USER: &str = "tailwater";
+pub const PASSWORD: &str = "s3cret-of-kafka";
+
+/// The last thing a server says of its start.
+const STARTED: &str = "Kafka Server started";
+
+/// What every broker starts with: no topic that nobody made, no copies, no waiting, few threads.
+const PROPERTIES: &[(&str, &str)] = &[
+    ("process.roles", "broker,controller"),
+    ("node.id", "1"),
+    ("controller.listener.names", "CONTROLLER"),
+    ("inter.broker.listener.name", "PLAINTEXT"),
+    ("listener.security.protocol.map", "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SECURED:SASL_SSL"),
+    ("auto.create.topics.enable", "false"),
+    ("num.partitions", "3"),
+    ("offsets.topic.replication.factor", "1"),
+    ("offsets.topic.num.partitions", "1"),
+    ("transaction.state.log.replication.factor", "1"),
+    ("transaction.state.log.min.isr", "1"),
+    ("transaction.state.log.num.partitions", "1"),
+    ("share.coordinator.state.topic.replication.factor", "1"),
+    ("share.coordinator.state.topic.min.isr", "1"),
+    ("group.initial.rebalance.delay.ms", "0"),
+    ("transaction.abort.timed.out.transaction.cleanup.interval.ms", "200"),
+    ("num.network.threads", "2"),
+    ("num.io.threads", "2"),
+    ("num.replica.fetchers", "1"),
+    ("background.threads", "2"),
+    ("log.cleaner.dedupe.buffer.size", "4194304"),
+];
+
+/// How its JVM runs: small, and quick to start rather than quick in the end.
+const JVM: &[&str] = &[
+    "-Xms64m",
+    "-Xmx384m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.log.kafka.server=info",
+];
+
+/// What a broker has beyond the usual.
+#[derive(Clone, Default)]
+pub struct Options {
+    properties: Vec<(String, String)>,
+    certificates: Option<Certificates>,
+}
+
+impl Options {
+    pub fn set(mut self, name: &str, value: &str) -> Options {
+        self.properties.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A second listener, TLS with this certificate and SASL for [`USER`]; who comes over the first one may do everything,
+    /// the user only what [`Kafka::allow`] gives.
+    pub fn secured(mut self, certificates: &Certificates) -> Options {
+        self.certificates = Some(certificates.clone());
+        self
+    }
+}
+
+pub struct Kafka {
+    scratch: Scratch,
+    options: Options,
+    port: u16,
+    controller_port: u16,
+    secured_port: u16,
+    child: Option<Child>,
+}
+
+impl Kafka {
+    /// A broker that asks nobody who he is.
+    pub fn start(name: &str) -> Result<Kafka> {
+        Kafka::start_with(name, Options::default())
+    }
+
+    pub fn start_with(name: &str, options: Options) -> Result<Kafka> {
+        let scratch = Scratch::new(name)?;
+        let mut broker = Kafka { scratch, options, port: 0, controller_port: 0, secured_port: 0, child: None };
+        // Another process may take a port between our look and the server's.
+        for attempt in 0..5 {
+            (broker.port, broker.controller_port, broker.secured_port) = (free_port()?, free_port()?, free_port()?);
+            broker.write_properties()?;
+            if attempt == 0 {
+                broker.format()?;
+            }
+            match broker.resume() {
+                Ok(()) => return Ok(broker),
+                Err(_) if broker.log().contains("Address already in use") => {}
+                Err(err) => return Err(err),
+            }
+        }
+        bail!("no free ports were found for Kafka \"{name}\"");
+    }
+
+    fn write_properties(&self) -> Result<()> {
+        let (port, controller_port, secured_port) = (self.port, self.controller_port, self.secured_port);
+        let mut listeners = format!("PLAINTEXT://127.0.0.1:{port}");
+        if self.options.certificates.is_some() {
+            write!(listeners, ",SECURED://127.0.0.1:{secured_port}")?;
+        }
+        let mut text = format!(
+            "listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}\nadvertised.listeners={listeners}\n\
+             controller.quorum.voters=1@127.0.0.1:{controller_port}\nlog.dirs={}\n",
+            self.scratch.path().join("data").display()
+        );
+        for (name, value) in PROPERTIES {
+            writeln!(text, "{name}={value}")?;
+        }
+        if let Some(certificates) = &self.options.certificates {
+            text += &self.secured_properties(certificates)?;
+        }
+        for (name, value) in &self.options.properties {
+            writeln!(text, "{name}={value}")?;
+        }
+        Ok(fs::write(self.properties(), text)?)
+    }
+
+    fn secured_properties(&self, certificates: &Certificates) -> Result<String> {
+        let store = self.scratch.path().join("server.pem");
+        let key = fs::read_to_string(&certificates.server_key)?;
+        fs::write(&store, key + &fs::read_to_string(&certificates.server)?)?;
+        let security = "org.apache.kafka.common.security";
+        Ok(format!(
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+             super.users=User:ANONYMOUS\n\
+             listener.name.secured.ssl.keystore.type=PEM\n\
+             listener.name.secured.ssl.keystore.location={}\n\
+             listener.name.secured.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+             listener.name.secured.plain.sasl.jaas.config={security}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";\n\
+             listener.name.secured.scram-sha-512.sasl.jaas.config={security}.scram.ScramLoginModule required;\n",
+            store.display()
+        ))
+    }
+
+    /// Makes the data directory what a node of a new cluster begins with.
+    fn format(&self) -> Result<()> {
+        let mut command = java()?;
+        command.arg("kafka.tools.StorageTool").args(["format", "--cluster-id", "AAAAAAAAAAAAAAAAAAAAAQ", "--config"]);
+        command.arg(self.properties());
+        if self.options.certificates.is_some() {
+            command.args(["--add-scram", &format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]")]);
+        }
+        process::run(command.current_dir(self.scratch.path())).map(drop)
+    }
+
+    /// Starts a stopped or killed broker on its ports and data; returns when it serves.
+    pub fn resume(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "Kafka runs already");
+        let said_before = self.log().len();
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let mut command = java()?;
+        command.arg("kafka.Kafka").arg(self.properties()).current_dir(self.scratch.path());
+        self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn().context("start Kafka")?);
+        let outcome = self.wait_until_ready(said_before);
+        if outcome.is_err() {
+            self.kill9();
+        }
+        outcome
+    }
+
+    fn wait_until_ready(&mut self, said_before: usize) -> Result<()> {
+        let log = self.log_path();
+        eventually_blocking(START_WITHIN, "Kafka serves", || {
+            let child = self.child.as_mut().context("the broker was not started")?;
+            if let Some(status) = child.try_wait()? {
+                return Ok(Look::Yes(Err(status)));
+            }
+            let said = fs::read(&log)?;
+            let started = String::from_utf8_lossy(said.get(said_before..).unwrap_or_default()).contains(STARTED);
+            Ok(if started { Look::Yes(Ok(())) } else { Look::NotYet("it is still starting".to_owned()) })
+        })?
+        .map_err(|status| anyhow::anyhow!("Kafka ended with {status}: {}", last_lines(&self.log(), 5)))
+    }
+
+    /// Asks it to end, and waits.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        process::signal("TERM", &[child.id()]);
+        eventually_blocking(STOP_WITHIN, "Kafka stops", || {
+            Ok(if child.try_wait()?.is_some() { Look::Yes(()) } else { Look::NotYet("still there".to_owned()) })
+        })?;
+        self.child = None;
+        Ok(())
+    }
+
+    /// SIGKILL, with whatever it was doing.
+    pub fn kill9(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        process::signal("KILL", &[child.id()]);
+        let _ = child.wait();
+    }
+
+    pub fn kill9_and_resume(&mut self) -> Result<()> {
+        self.kill9();
+        self.resume()
+    }
+
+    /// Freezes (`STOP`) or thaws (`CONT`) the broker.
+    pub fn signal(&self, name: &str) {
+        process::signal(name, &self.pid().into_iter().collect::<Vec<_>>());
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Where a client that needs no password begins: `bootstrap.servers`.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where one with a password begins. The certificate is for this name.
+    pub fn secured_bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.secured_port)
+    }
+
+    /// Makes a topic, with settings such as `("cleanup.policy", "compact")`.
+    pub async fn create_topic(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<()> {
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", self.bootstrap()).create()?;
+        let new =
+            settings.iter().fold(NewTopic::new(topic, partitions, TopicReplication::Fixed(1)), |new, (name, value)| {
+                new.set(name, value)
+            });
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
+        for outcome in admin.create_topics([&new], &options).await? {
+            outcome.map_err(|(name, code)| anyhow::anyhow!("topic {name} was not made: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives [`USER`] a right, in the words of `kafka-acls`: `["--operation", "Write", "--topic", "a"]`.
+    pub fn allow(&self, words: &[&str]) -> Result<()> {
+        let mut args = vec!["--bootstrap-server", "", "--add", "--allow-principal", "", "--force"];
+        let (bootstrap, principal) = (self.bootstrap(), format!("User:{USER}"));
+        (args[1], args[4]) = (&bootstrap, &principal);
+        args.extend(words);
+        self.tool("org.apache.kafka.tools.AclCommand", &args).map(drop)
+    }
+
+    /// Runs one of Kafka's own tools to its end.
+    pub fn tool(&self, class: &str, args: &[&str]) -> Result<String> {
+        process::run(java()?.arg(class).args(args).current_dir(self.scratch.path()))
+    }
+
+    /// Everything the broker has said.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.scratch.path().join("log")
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.scratch.path().join("server.properties")
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        // The test runner shows this only if the test failed.
+        eprintln!("--- last lines of Kafka's log\n{}", last_lines(&self.log(), 15));
+        self.kill9();
+    }
+}
+
+/// A JVM with Kafka's jars, still without a class to run.
+fn java() -> Result<Command> {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+    let jars = target.join("kafka");
+    ensure!(jars.join("installed").exists(), "no Kafka below {}: run tests/install.sh test", target.display());
+    let mut command = Command::new("java");
+    command.args(JVM).arg("-cp").arg(jars.join("*"));
+    Ok(command)
+}
