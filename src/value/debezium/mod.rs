@@ -19,6 +19,7 @@ use crate::tuple::Cell;
 mod column;
 mod decimal;
 mod envelope;
+mod messages;
 mod names;
 mod nested;
 mod options;
@@ -34,6 +35,7 @@ mod value;
 
 pub use column::Column;
 pub use envelope::{Change, Old, Order, Snapshot, SourceInfo};
+pub use messages::{Boundary, Messages};
 pub use names::{avro_name, heartbeat_topic, table_topic, topic_name, transaction_topic};
 pub use options::{BinaryMode, DecimalMode, HstoreMode, IntervalMode, Options, PLACEHOLDER, TimePrecision};
 pub use shape::{Origin, ShapeError, TableShape};

@@ -7,9 +7,11 @@ use super::*;
 use crate::catalog::TableName;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
-use crate::value::clickhouse::types::SourceType;
+use crate::value::clickhouse::types::{Form, SourceType};
 
 mod events;
+mod schemas;
+mod times;
 mod types;
 
 const ORIGIN: Origin<'_> = Origin { version: "3.6.0", name: "PostgreSQL_server", database: "postgres" };
