@@ -61,7 +61,7 @@ impl Snapshot {
     /// Debezium's names, in its order.
     pub(super) const NAMES: &str = "true,first,first_in_data_collection,last_in_data_collection,last,false,incremental";
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Snapshot::True => "true",
             Snapshot::First => "first",
@@ -235,7 +235,7 @@ impl Envelope {
         out.buffer().extend_from_slice(&self.source_database);
         out.field(&self.labels.sequence);
         out.some();
-        write_sequence(out, info);
+        sequence_text(out, info);
         out.field(ts_us);
         out.some();
         out.int(micros);
@@ -269,7 +269,7 @@ impl Envelope {
                 out.some();
                 out.begin_struct();
                 out.field(id);
-                write_transaction_id(out, xid, frame.info.lsn);
+                transaction_id_text(out, xid, frame.info.lsn);
                 out.field(total);
                 out.int(order.total.cast_signed());
                 out.field(in_table);
@@ -302,7 +302,7 @@ fn write_old<'a, O: Out, R: Iterator<Item = Cell<'a>> + Clone>(
 }
 
 /// `["<last commit>","<this change>"]`, as text.
-fn write_sequence<O: Out>(out: &mut O, info: &SourceInfo) {
+pub(super) fn sequence_text<O: Out>(out: &mut O, info: &SourceInfo) {
     compose(out, |buffer| match info.last_commit_lsn {
         None => write!(buffer, "[null,\"{}\"]", info.lsn.0),
         Some(last) => write!(buffer, "[\"{}\",\"{}\"]", last.0, info.lsn.0),
@@ -310,7 +310,7 @@ fn write_sequence<O: Out>(out: &mut O, info: &SourceInfo) {
 }
 
 /// `<xid>:<lsn>`
-pub(super) fn write_transaction_id<O: Out>(out: &mut O, xid: u32, lsn: Lsn) {
+pub(super) fn transaction_id_text<O: Out>(out: &mut O, xid: u32, lsn: Lsn) {
     compose(out, |buffer| write!(buffer, "{xid}:{}", lsn.0));
 }
 

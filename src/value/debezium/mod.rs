@@ -19,6 +19,7 @@ use crate::tuple::Cell;
 mod column;
 mod decimal;
 mod envelope;
+mod flat;
 mod messages;
 mod names;
 mod nested;
@@ -35,6 +36,7 @@ mod value;
 
 pub use column::Column;
 pub use envelope::{Change, Old, Order, Snapshot, SourceInfo};
+pub use flat::{DeleteHandling, Flat, FlatOptions, FlatShape};
 pub use messages::{Boundary, Messages};
 pub use names::{avro_name, heartbeat_topic, table_topic, topic_name, transaction_topic};
 pub use options::{BinaryMode, DecimalMode, HstoreMode, IntervalMode, Options, PLACEHOLDER, TimePrecision};

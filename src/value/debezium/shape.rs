@@ -29,6 +29,8 @@ pub enum ShapeError {
     NoColumn(String),
     #[error("key column \"{0}\" is of a type that events leave out")]
     KeyType(String),
+    #[error("an event has no field \"{0}\"")]
+    NoField(String),
 }
 
 /// How a table's changes become messages in JSON.

@@ -115,26 +115,27 @@ impl Table {
     pub fn write_row<'a, O: Out>(
         &self,
         out: &mut O,
+        row: impl Iterator<Item = Cell<'a>>,
+        image: Image,
+        whole_old: Option<impl Iterator<Item = Cell<'a>>>,
+    ) -> Result<(), EncodeError> {
+        out.begin_struct();
+        self.write_columns(out, row, image, whole_old)?;
+        out.end_struct();
+        Ok(())
+    }
+
+    /// The row's columns, without the struct around them.
+    pub fn write_columns<'a, O: Out>(
+        &self,
+        out: &mut O,
         mut row: impl Iterator<Item = Cell<'a>>,
         image: Image,
         mut whole_old: Option<impl Iterator<Item = Cell<'a>>>,
     ) -> Result<(), EncodeError> {
-        out.begin_struct();
-        self.write_fields(out, &mut row, image, &mut whole_old)?;
-        out.end_struct();
-        if row.next().is_some() { Err(EncodeError::Layout) } else { Ok(()) }
-    }
-
-    fn write_fields<'a, O: Out>(
-        &self,
-        out: &mut O,
-        row: &mut impl Iterator<Item = Cell<'a>>,
-        image: Image,
-        whole_old: &mut Option<impl Iterator<Item = Cell<'a>>>,
-    ) -> Result<(), EncodeError> {
         for field in &self.fields {
             let mut cell = row.next().ok_or(EncodeError::Layout)?;
-            if let Some(old) = whole_old {
+            if let Some(old) = &mut whole_old {
                 let old = old.next().ok_or(EncodeError::Layout)?;
                 if cell == Cell::Unchanged {
                     cell = old;
@@ -145,7 +146,7 @@ impl Table {
                 field.write(out, &self.common, cell, image).map_err(|error| field.error(error))?;
             }
         }
-        Ok(())
+        if row.next().is_some() { Err(EncodeError::Layout) } else { Ok(()) }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::lsn::Lsn;
 use crate::value::clickhouse::types::{Form, SourceType};
 
 mod events;
+mod flat;
 mod schemas;
 mod times;
 mod types;
