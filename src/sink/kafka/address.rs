@@ -165,3 +165,75 @@ pub fn refused(name: &str) -> Option<&'static str> {
     let matches = |known: &str| known == name || known.ends_with('.') && name.starts_with(known);
     REFUSED.iter().find(|(known, _)| matches(known)).map(|(_, why)| *why)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(options: &[(&str, &str)]) -> Result<KafkaAddress, AddressError> {
+        let options = options.iter().map(|(name, value)| ((*name).to_owned(), Secret::new(*value))).collect();
+        KafkaAddress::new("localhost:9092", options)
+    }
+
+    /// What librdkafka holds after everything was set.
+    fn effective(config: &ClientConfig, name: &str) -> String {
+        let native = config.create_native_config().expect("librdkafka takes what was set");
+        native.get(name).expect("librdkafka knows the option").trim_end_matches('\0').to_owned()
+    }
+
+    #[test]
+    fn options_that_would_break_a_promise_are_refused() {
+        for (name, why) in REFUSED {
+            let name = if name.ends_with('.') { format!("{name}num.brokers") } else { (*name).to_owned() };
+            let refused = address(&[(&name, "1")]).expect_err("it is in the table");
+            assert_eq!(refused.to_string(), format!("the option \"{name}\" may not be given: {why}"));
+        }
+        assert_eq!(
+            address(&[("sasl.password", "s3cr\0et")]),
+            Err(AddressError::ZeroByte { name: "sasl.password".into() })
+        );
+        for brokers in ["", " , "] {
+            assert_eq!(KafkaAddress::new(brokers, BTreeMap::new()), Err(AddressError::NoBroker));
+        }
+    }
+
+    #[test]
+    fn librdkafka_takes_every_option_of_ours() {
+        let address = address(&[]).expect("no option is refused");
+        let producer = address.producer("tailwater-a");
+        let held = |name| effective(&producer, name);
+        assert_eq!((held("enable.idempotence"), held("acks")), ("true".into(), "-1".into()));
+        assert_eq!((held("transactional.id"), held("compression.type")), ("tailwater-a".into(), "lz4".into()));
+        assert_eq!(held("bootstrap.servers"), "localhost:9092");
+        assert_eq!(effective(&address.reader("read_committed"), "isolation.level"), "read_committed");
+        assert_eq!(effective(&address.admin(), "client.id"), "tailwater");
+        assert_eq!(address.number("transaction.timeout.ms"), Some(60_000));
+    }
+
+    #[test]
+    fn librdkafka_was_built_with_what_brokers_ask_for() {
+        let features = effective(&ClientConfig::new(), "builtin.features");
+        let has = |feature: &str| features.split(',').any(|built| built == feature);
+        for feature in ["ssl", "sasl_plain", "sasl_scram", "gzip", "snappy", "lz4", "zstd"] {
+            assert!(has(feature), "{feature} is not among {features}");
+        }
+    }
+
+    /// librdkafka's map would else hold both names, and which one wins be left to chance.
+    #[test]
+    fn the_users_option_replaces_ours_under_either_of_its_names() {
+        for name in ["linger.ms", "queue.buffering.max.ms"] {
+            let producer = address(&[(name, "7")]).expect("it is not refused").producer("t");
+            assert_eq!(effective(&producer, "linger.ms"), "7", "{name}");
+        }
+        let address = address(&[("transaction.timeout.ms", "1500")]).expect("it is not refused");
+        assert_eq!(address.number("transaction.timeout.ms"), Some(1500));
+    }
+
+    #[test]
+    fn debug_shows_no_value_of_an_option() {
+        let address = address(&[("sasl.password", "s3cret")]).expect("it is not refused");
+        let shown = format!("{address:?}");
+        assert!(shown.contains("sasl.password") && !shown.contains("s3cret"), "{shown}");
+    }
+}

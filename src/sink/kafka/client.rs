@@ -1,6 +1,6 @@
 //! What librdkafka tells of its own accord: lines for its log, trouble with brokers, and what became of each record.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +24,10 @@ pub(super) const SLICE: Duration = Duration::from_secs(1);
 pub(super) struct Reports {
     /// The last trouble with brokers, with librdkafka's text of it.
     trouble: Mutex<Option<(RDKafkaErrorCode, String)>>,
-    /// The first record of a transaction that was not delivered.
+    /// The first record of a transaction that was refused, or timed out.
     undelivered: Mutex<Option<KafkaFailure>>,
+    /// Records of a transaction were given up because of something else.
+    purged: AtomicBool,
     /// Records that were delivered or given up, ever.
     reported: AtomicU64,
     /// Told at each.
@@ -41,8 +43,15 @@ impl Reports {
         self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn forget_undelivered(&self) {
+    pub(super) fn purged(&self) -> bool {
+        self.purged.load(Ordering::Acquire)
+    }
+
+    /// For a new transaction: what went wrong before is no reason any more.
+    pub(super) fn forget(&self) {
         *self.undelivered.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.purged.store(false, Ordering::Release);
     }
 
     /// The failure with its reason, if librdkafka gave one. Whoever is not let in is denied, although librdkafka goes on
@@ -91,9 +100,15 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
-        if let Err((error, record)) = result {
-            let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert_with(|| KafkaFailure::of("send a record", record.topic(), error));
+        match result {
+            Ok(_) => {}
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight), _)) => {
+                self.purged.store(true, Ordering::Release);
+            }
+            Err((error, record)) => {
+                let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
+                first.get_or_insert_with(|| KafkaFailure::of("send a record", record.topic(), error));
+            }
         }
         self.reported.fetch_add(1, Ordering::Release);
         self.progress.notify_one();

@@ -191,3 +191,69 @@ const TEXT_MAX: usize = 300;
 fn cut(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(TEXT_MAX).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::types::RDKafkaRespErr;
+
+    fn code(number: i32) -> RDKafkaErrorCode {
+        RDKafkaRespErr::try_from(number).expect("librdkafka knows it").into()
+    }
+
+    /// Numbers as the protocol guide and librdkafka's header have them.
+    #[test]
+    fn f39_every_code_has_its_verdict_whatever_the_flags() {
+        let expected: [(Verdict, &[i32]); 5] = [
+            (Verdict::Fenced, &[-144, 47, 90]),
+            (Verdict::TooLarge, &[10, 18]),
+            (Verdict::Denied, &[-169, 29, 30, 31, 53, 58]),
+            (
+                Verdict::Transient,
+                &[
+                    -195, -193, -192, -187, -185, -181, -180, -166, -152, -151, -137, 5, 6, 7, 8, 9, 13, 14, 15, 16,
+                    19, 20, 41, 45, 48, 49, 51, 56, 59, 74, 75, 89,
+                ],
+            ),
+            (Verdict::Fatal, &[-190, -188, -172, -165, 3, 17, 32, 35, 44, 50, 87]),
+        ];
+        let all = [false, true];
+        let flags =
+            all.map(|fatal| all.map(|retriable| all.map(|requires_abort| Flags { fatal, retriable, requires_abort })));
+        for (verdict_expected, numbers) in expected {
+            for number in numbers {
+                for flags in flags.as_flattened().as_flattened() {
+                    assert_eq!(verdict(code(*number), *flags), verdict_expected, "code {number}, {flags:?}");
+                }
+            }
+        }
+        let rows: usize = VERDICTS.iter().map(|(_, codes)| codes.len()).sum();
+        assert_eq!(rows, expected.iter().map(|(_, numbers)| numbers.len()).sum::<usize>(), "a row is not tested");
+    }
+
+    /// 52 (TRANSACTION_COORDINATOR_FENCED) stands for all that are in no row.
+    #[test]
+    fn where_the_table_is_silent_librdkafka_decides() {
+        let of = |fatal, retriable, requires_abort| verdict(code(52), Flags { fatal, retriable, requires_abort });
+        assert_eq!(of(false, false, false), Verdict::Fatal);
+        assert_eq!(of(false, true, false), Verdict::Transient);
+        assert_eq!(of(false, false, true), Verdict::Transient);
+        assert_eq!(of(true, true, true), Verdict::Fatal);
+    }
+
+    #[test]
+    fn a_value_that_is_refused_is_not_told() {
+        let error = rdkafka::ClientConfig::new()
+            .set("security.protocol", "s3cret")
+            .create_native_config()
+            .map(drop)
+            .expect_err("there is no such protocol");
+        assert!(error.to_string().contains("s3cret"), "librdkafka tells it");
+        let failure = KafkaFailure::of("connect", "", &error);
+        assert!(!format!("{failure:?}").contains("s3cret"));
+        assert_eq!(
+            failure.to_string(),
+            "librdkafka does not know the option \"security.protocol\" or does not take its value"
+        );
+    }
+}

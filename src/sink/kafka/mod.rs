@@ -12,3 +12,6 @@ pub mod failure;
 pub mod partition;
 pub mod producer;
 pub mod topics;
+
+#[cfg(test)]
+mod tests;

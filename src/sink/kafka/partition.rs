@@ -33,3 +33,34 @@ fn murmur2(bytes: &[u8]) -> u32 {
     hash = (hash ^ hash >> 13).wrapping_mul(MULTIPLIER);
     hash ^ hash >> 15
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `org.apache.kafka.common.utils.Utils.murmur2` answers.
+    #[test]
+    fn hash_is_that_of_kafkas_java_client() {
+        let answers: [(&str, i32); 6] = [
+            ("21", -973_932_308),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ];
+        for (key, answer) in answers {
+            assert_eq!(murmur2(key.as_bytes()).cast_signed(), answer, "{key}");
+        }
+    }
+
+    #[test]
+    fn every_partition_is_one_of_the_topics() {
+        for length in 0..100u8 {
+            let key: Vec<u8> = (0..length).map(|byte| byte.wrapping_mul(73)).collect();
+            for count in [1, 2, 3, 7, 12, i32::MAX] {
+                assert!((0..count).contains(&partition_of(&key, count)), "{length} bytes, {count} partitions");
+            }
+        }
+    }
+}

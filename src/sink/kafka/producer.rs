@@ -50,7 +50,7 @@ enum State {
     /// No transaction is open.
     Ready,
     Open,
-    /// A call did not return, or failed for good.
+    /// A call did not return or failed for good, or a record was refused.
     Unknown,
 }
 
@@ -78,6 +78,14 @@ impl Producer {
     /// Takes the `transactional_id` over: a producer that had it is fenced, its open transaction aborted. Only then is
     /// what it committed all there is, so the checkpoint is read afterwards.
     pub async fn connect(address: &KafkaAddress, transactional_id: &str) -> Result<Producer, KafkaFailure> {
+        Producer::connect_within(CONNECT_WITHIN, address, transactional_id).await
+    }
+
+    pub(super) async fn connect_within(
+        within: Duration,
+        address: &KafkaAddress,
+        transactional_id: &str,
+    ) -> Result<Producer, KafkaFailure> {
         let config = address.producer(transactional_id);
         let timeout_ms = address.number("transaction.timeout.ms").unwrap_or(60_000);
         let made = spawn_blocking(move || config.create_with_context(Reports::default())).await;
@@ -89,7 +97,7 @@ impl Producer {
             transaction_timeout: Duration::from_millis(timeout_ms),
             sent: 0,
         };
-        let outcome = producer.in_slices("connect", CONNECT_WITHIN, |native| native.init_transactions(SLICE)).await;
+        let outcome = producer.in_slices("connect", within, |native| native.init_transactions(SLICE)).await;
         outcome.map_err(|ended| ended.failure)?;
         producer.state = State::Ready;
         Ok(producer)
@@ -104,7 +112,11 @@ impl Producer {
         assert_eq!(self.state, State::Ready, "a transaction is begun when none is open");
         self.state = State::Unknown;
         self.began = Instant::now();
-        self.reports().forget_undelivered();
+        // Those of an aborted transaction may still be under way.
+        while self.reports().reported() < self.sent && self.began.elapsed() < END_WITHIN {
+            let _ = timeout(LOOK_EVERY, self.reports().progress.notified()).await;
+        }
+        self.reports().forget();
         let outcome = self.in_slices("begin a transaction", END_WITHIN, |native| native.begin_transaction()).await;
         outcome.map_err(|ended| ended.failure)?;
         self.state = State::Open;
@@ -144,9 +156,7 @@ impl Producer {
         while self.reports().reported() < self.sent {
             self.progress().await?;
         }
-        if let Some(failure) = self.reports().undelivered() {
-            return Err(self.reports().explain(failure));
-        }
+        self.delivered().await?;
         self.state = State::Unknown;
         let outcome = self.in_slices("commit a transaction", END_WITHIN, commit).await;
         self.state = match &outcome {
@@ -157,16 +167,21 @@ impl Producer {
         outcome.map_err(|ended| ended.failure)
     }
 
-    /// Gives up every record since [`Producer::begin`].
+    /// Gives up every record since [`Producer::begin`]. After that the producer may be of no more use: see
+    /// [`Producer::is_usable`].
     pub async fn abort(&mut self) -> Result<(), KafkaFailure> {
         if self.state == State::Ready {
             return Ok(());
         }
         self.state = State::Unknown;
+        // A record that was refused leaves a gap in its partition's sequence, on which the next transaction would fail.
+        let no_gap = self.reports().undelivered().is_none();
         let abort = |native: &Native| native.abort_transaction(SLICE);
         let outcome = self.in_slices("abort a transaction", END_WITHIN, abort).await;
         outcome.map_err(|ended| ended.failure)?;
-        self.state = State::Ready;
+        if no_gap {
+            self.state = State::Ready;
+        }
         Ok(())
     }
 
@@ -175,10 +190,19 @@ impl Producer {
         if timeout(LOOK_EVERY, self.reports().progress.notified()).await.is_err() {
             self.check().await?;
         }
-        match self.reports().undelivered() {
-            Some(failure) => Err(self.reports().explain(failure)),
-            None => Ok(()),
+        self.delivered().await
+    }
+
+    /// Whether no record was given up yet.
+    async fn delivered(&self) -> Result<(), KafkaFailure> {
+        if let Some(failure) = self.reports().undelivered() {
+            return Err(self.reports().explain(failure));
         }
+        if self.reports().purged() {
+            self.check().await?;
+            return Err(KafkaFailure::Transient { message: "send records: they were given up".to_owned() });
+        }
+        Ok(())
     }
 
     /// Why the transaction can only be aborted, if so. librdkafka tells whoever asks for what is not possible in an open
