@@ -20,30 +20,88 @@ impl Confirm {
     }
 }
 
-/// The durable positions of all parties of one source.
+/// A sink that has tables of the source and has not said what it holds. While a ledger has one, the source is told nothing new:
+/// by I1 the sink holds at least what was confirmed before, and nobody knows of more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unread {
+    sink: String,
+    confirmed: Lsn,
+}
+
+impl Unread {
+    /// `confirmed` is the slot's `confirmed_flush_lsn`, read when nobody else could move it any more.
+    pub fn new(sink: &str, confirmed: Lsn) -> Self {
+        Unread { sink: sink.to_owned(), confirmed }
+    }
+
+    pub fn sink(&self) -> &str {
+        &self.sink
+    }
+
+    /// What the sink holds at least, unless it was restored, or the journal rules (`ack = "journal"`).
+    pub fn confirmed(&self) -> Lsn {
+        self.confirmed
+    }
+}
+
+/// What is known of one sink.
+#[derive(Clone, Copy, Debug)]
+enum Party {
+    Read(Checkpoint),
+    Unread { confirmed: Lsn },
+}
+
+impl Party {
+    /// Up to here the sink is no reason to keep anything from being confirmed.
+    fn lets(&self) -> Lsn {
+        match self {
+            Party::Read(checkpoint) => checkpoint.end_lsn,
+            Party::Unread { confirmed } => *confirmed,
+        }
+    }
+}
+
+/// All sinks of one source, with what they are known to hold.
 #[derive(Debug)]
 pub struct Ledger {
-    durable: BTreeMap<String, Checkpoint>,
+    parties: BTreeMap<String, Party>,
     confirmed: Lsn,
 }
 
 impl Ledger {
-    /// A ledger for the named sinks, each at what it recorded before this run.
-    pub fn new<'a>(recorded: impl IntoIterator<Item = &'a Durable>) -> Self {
-        let durable: BTreeMap<_, _> =
-            recorded.into_iter().map(|durable| (durable.sink().to_owned(), durable.checkpoint())).collect();
-        assert!(!durable.is_empty(), "a source without a sink confirms nothing");
-        Ledger { durable, confirmed: Lsn::ZERO }
+    /// A ledger for the named sinks: those that were read, each at what it recorded before this run, and the others.
+    pub fn new<'a>(
+        recorded: impl IntoIterator<Item = &'a Durable>,
+        unread: impl IntoIterator<Item = &'a Unread>,
+    ) -> Self {
+        let read = recorded.into_iter().map(|durable| (durable.sink().to_owned(), Party::Read(durable.checkpoint())));
+        let mut parties: BTreeMap<_, _> = read.collect();
+        assert!(!parties.is_empty(), "a source without a sink confirms nothing");
+        for Unread { sink, confirmed } in unread {
+            let before = parties.insert(sink.clone(), Party::Unread { confirmed: *confirmed });
+            assert!(before.is_none(), "sink {sink} was read");
+        }
+        Ledger { parties, confirmed: Lsn::ZERO }
     }
 
-    /// What each sink is known to hold.
+    /// What each sink is known to hold that was read.
     pub fn durable(&self) -> Vec<(String, Checkpoint)> {
-        self.durable.iter().map(|(sink, checkpoint)| (sink.clone(), *checkpoint)).collect()
+        let read = self.parties.iter().filter_map(|(sink, party)| match party {
+            Party::Read(checkpoint) => Some((sink.clone(), *checkpoint)),
+            Party::Unread { .. } => None,
+        });
+        read.collect()
+    }
+
+    /// Names of the sinks that were not read.
+    pub fn unread(&self) -> Vec<String> {
+        let unread = self.parties.iter().filter(|(_, party)| matches!(party, Party::Unread { .. }));
+        unread.map(|(sink, _)| sink.clone()).collect()
     }
 
     /// What may be confirmed with what is known now.
     pub fn confirm(&mut self) -> Confirm {
-        let least = self.durable.values().map(|checkpoint| checkpoint.end_lsn).min().unwrap_or(Lsn::ZERO);
+        let least = self.parties.values().map(Party::lets).min().unwrap_or(Lsn::ZERO);
         assert!(least >= self.confirmed, "the least durable position went back: {} then {least}", self.confirmed);
         self.confirmed = least;
         Confirm(least)
@@ -52,7 +110,9 @@ impl Ledger {
     /// Takes a sink's proof and yields what may be confirmed now.
     pub fn record(&mut self, durable: &Durable) -> Confirm {
         let checkpoint = durable.checkpoint();
-        let recorded = self.durable.get_mut(durable.sink()).expect("the sink was named when the ledger was made");
+        let Some(Party::Read(recorded)) = self.parties.get_mut(durable.sink()) else {
+            panic!("{} proves something, and was not read when the ledger was made", durable.sink());
+        };
         assert!(
             checkpoint.end_lsn >= recorded.end_lsn,
             "checkpoint of {} went back: {} then {}",
@@ -92,16 +152,31 @@ mod tests {
 
     #[test]
     fn slowest_sink_rules() {
-        let mut ledger = Ledger::new(&[durable("a", 10), durable("b", 20)]);
+        let mut ledger = Ledger::new(&[durable("a", 10), durable("b", 20)], &[]);
         assert_eq!(ledger.confirm().lsn(), Lsn(10));
         assert_eq!(ledger.record(&durable("b", 90)).lsn(), Lsn(10));
         assert_eq!(ledger.record(&durable("a", 50)).lsn(), Lsn(50));
     }
 
     #[test]
+    fn sink_that_was_not_read_lets_nothing_be_confirmed() {
+        let mut ledger = Ledger::new(&[durable("a", 10), durable("b", 20)], &[Unread::new("c", Lsn(7))]);
+        assert_eq!(ledger.confirm().lsn(), Lsn(7));
+        ledger.record(&durable("a", 900));
+        assert_eq!(ledger.record(&durable("b", 900)).lsn(), Lsn(7));
+        assert_eq!(ledger.durable().len(), 2, "nothing is known of the third");
+    }
+
+    #[test]
+    #[should_panic(expected = "was not read")]
+    fn sink_that_was_not_read_proves_nothing() {
+        Ledger::new(&[durable("a", 10)], &[Unread::new("c", Lsn(7))]).record(&durable("c", 20));
+    }
+
+    #[test]
     #[should_panic(expected = "went back")]
     fn a_checkpoint_never_goes_back() {
-        Ledger::new(&[durable("a", 10)]).record(&durable("a", 9));
+        Ledger::new(&[durable("a", 10)], &[]).record(&durable("a", 9));
     }
 
     proptest! {
@@ -109,7 +184,7 @@ mod tests {
         fn never_above_any_sink_and_never_back(steps in prop::collection::vec((0usize..3, 0u64..50), 1..100)) {
             let names = ["a", "b", "c"];
             let mut held = [1u64; 3];
-            let mut ledger = Ledger::new(&[durable("a", 1), durable("b", 1), durable("c", 1)]);
+            let mut ledger = Ledger::new(&[durable("a", 1), durable("b", 1), durable("c", 1)], &[]);
             let mut last = ledger.confirm();
             for (sink, advance) in steps {
                 held[sink] += advance;

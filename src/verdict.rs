@@ -17,6 +17,10 @@
 //! | C > S, and C > J or the journal does not reach back to S | halt `gap` |
 //! | else | resume at the later of S and J |
 //!
+//! A sink that does not answer is left out: what it holds is judged when it comes back, with all others again. Until then it
+//! may need everything from C on, for the source was told no more than it holds. So the stream resumes at J if J >= C, and
+//! else not behind C, even if no sink that answered needs what comes there.
+//!
 //! The server takes any start position without complaint: below C it silently forwards, above W it silently skips. So
 //! nothing here may be left to it. Read the sinks first and the slot after: a slot only moves up.
 
@@ -48,6 +52,14 @@ impl SinkState {
     fn end_lsn(&self) -> Lsn {
         self.checkpoint.map_or(Lsn::ZERO, |checkpoint| checkpoint.end_lsn)
     }
+}
+
+/// All sinks that have tables of the source.
+#[derive(Clone, Copy, Debug)]
+pub struct Sinks<'a> {
+    pub read: &'a [SinkState],
+    /// Names of those that do not answer.
+    pub unread: &'a [String],
 }
 
 /// When the slot advances.
@@ -227,24 +239,19 @@ impl Halt {
 }
 
 /// The start-up decision: see the table above.
-pub fn decide(sinks: &[SinkState], journal: Option<JournalRange>, ack: Ack, source: &SourceFacts) -> Verdict {
+pub fn decide(sinks: Sinks<'_>, journal: Option<JournalRange>, ack: Ack, source: &SourceFacts) -> Verdict {
     match examine(sinks, journal, ack, source) {
         Ok(verdict) => verdict,
         Err(halt) => Verdict::Halt(halt),
     }
 }
 
-fn examine(
-    sinks: &[SinkState],
-    journal: Option<JournalRange>,
-    ack: Ack,
-    source: &SourceFacts,
-) -> Result<Verdict, Halt> {
-    for sink in sinks {
+fn examine(sinks: Sinks<'_>, journal: Option<JournalRange>, ack: Ack, source: &SourceFacts) -> Result<Verdict, Halt> {
+    for sink in sinks.read {
         same_system(sink, &source.identity)?;
     }
     // A blank sink beside one that is not: its tables are copied while the stream goes on from the other's position.
-    let lowest = sinks.iter().filter(|sink| !sink.is_blank()).min_by_key(|sink| sink.end_lsn());
+    let lowest = sinks.read.iter().filter(|sink| !sink.is_blank()).min_by_key(|sink| sink.end_lsn());
     let slot_name = source.identity.slot.clone();
     let slot = match (&source.slot, lowest) {
         (Some(slot), _) => slot,
@@ -265,29 +272,44 @@ fn examine(
         Some(confirmed_flush) if !slot.active => confirmed_flush,
         _ => return Ok(Verdict::StandBy),
     };
-    let Some(lowest) = lowest else {
-        return Ok(Verdict::Bootstrap { at: Some(confirmed_flush) });
-    };
-    for sink in sinks {
+    for sink in sinks.read {
         same_history(format!("sink \"{}\"", sink.name), sink.end_lsn(), sink.timeline(), source)?;
     }
-    let at = reach(lowest, journal, source)?;
+    let unread_from = (!sinks.unread.is_empty()).then_some(confirmed_flush);
+    let Some(lowest) = lowest else {
+        return match unread_from {
+            None => Ok(Verdict::Bootstrap { at: Some(confirmed_flush) }),
+            Some(_) => Ok(Verdict::Resume { at: reach(None, unread_from, journal, source)? }),
+        };
+    };
+    let at = reach(Some(lowest), unread_from, journal, source)?;
     if confirmed_flush > at {
         return Err(Halt::Gap { sink: lowest.name.clone(), from: at, to: confirmed_flush, ack });
     }
     Ok(Verdict::Resume { at })
 }
 
-/// Up to where nothing is missing: the journal's end if the journal reaches back to the sink, else the sink itself.
-fn reach(lowest: &SinkState, journal: Option<JournalRange>, source: &SourceFacts) -> Result<Lsn, Halt> {
-    let sink_end = lowest.end_lsn();
-    match journal {
-        Some(journal) if journal.first <= sink_end && sink_end <= journal.end => {
-            let timeline = journal.timeline.or(lowest.timeline());
+/// Up to where nothing is missing: the journal's end if the journal reaches back to the sink, else the sink itself. A sink
+/// that was not read may need what comes after `unread_from`, so the stream does not begin behind that; what it needs from
+/// before, the journal has kept.
+fn reach(
+    lowest: Option<&SinkState>,
+    unread_from: Option<Lsn>,
+    journal: Option<JournalRange>,
+    source: &SourceFacts,
+) -> Result<Lsn, Halt> {
+    let sink_end = lowest.map(SinkState::end_lsn);
+    let goes_on = |journal: &JournalRange| {
+        sink_end.is_none_or(|end| journal.first <= end)
+            && (sink_end.is_some_and(|end| end <= journal.end) || unread_from.is_some_and(|from| from <= journal.end))
+    };
+    match journal.filter(goes_on) {
+        Some(journal) => {
+            let timeline = journal.timeline.or(lowest.and_then(SinkState::timeline));
             same_history("the journal".to_owned(), journal.end, timeline, source)?;
             Ok(journal.end)
         }
-        _ => Ok(sink_end),
+        None => Ok(sink_end.into_iter().chain(unread_from).min().unwrap_or(Lsn::ZERO)),
     }
 }
 

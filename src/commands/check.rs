@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::live::{Ends, Patience, connect_all, look};
+use super::live::{Ends, connect_all, look};
 use super::{load_config, runtime, say, show};
 use crate::catalog::TableName;
 use crate::cli::{Check, Cli, Exit};
@@ -25,7 +25,7 @@ use crate::sink::postgres::statements::TableStatements;
 use crate::source::history::read_history;
 use crate::source::probe::{SourceProbe, probe};
 use crate::source::setup::SetupPlan;
-use crate::verdict::{self, JournalRange, SinkState, Verdict};
+use crate::verdict::{self, JournalRange, SinkState, Sinks, Verdict};
 use crate::wire::ReplicationConnection;
 
 pub fn run(cli: &Cli, args: &Check) -> Exit {
@@ -46,7 +46,7 @@ pub fn run(cli: &Cli, args: &Check) -> Exit {
         return if findings.has_errors() { Exit::Usage } else { Exit::Done };
     }
     let (findings, halted) = runtime().block_on(async {
-        let mut ends = connect_all(&config, Patience::None).await;
+        let mut ends = connect_all(&config).await;
         let Settled { resolved, findings: found, pretended, .. } = look(&config, &files, &mut ends).await;
         let mut findings = std::mem::take(&mut ends.findings);
         findings.0.extend(found.0);
@@ -161,7 +161,10 @@ async fn check_sources(config: &Config, resolved: &Resolved, ends: &Ends, findin
         let sinks = read_states(name, ends, findings).await;
         let history = history(config, name, &sinks, &found).await;
         let journal = journal_range(config, name);
-        match verdict::decide(&sinks, journal, verdict::Ack::Sink, &found.facts(history)) {
+        let unread: Vec<_> = resolved.absent.iter().filter(|absent| &absent.source == name).collect();
+        let unread: Vec<_> = unread.into_iter().map(|absent| absent.sink.clone()).collect();
+        let sinks = Sinks { read: &sinks, unread: &unread };
+        match verdict::decide(sinks, journal, verdict::Ack::Sink, &found.facts(history)) {
             Verdict::Halt(halt) => {
                 findings.push(Finding::error("start", halt.to_string()).hint(halt.hint()));
                 halted = Exit::ALL.into_iter().find(|exit| exit.code() == halt.exit_code());

@@ -1,7 +1,7 @@
 //! Both ends as they are now, for the verbs that resolve mappings.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::fmt;
 
 use tokio_postgres::Client;
 
@@ -17,7 +17,7 @@ use crate::postgres::connect::{ConnectError, connect};
 use crate::postgres::error::SqlError;
 use crate::postgres::server::server;
 use crate::postgres::url::PgUrl;
-use crate::retry::{Backoff, Retry};
+use crate::retry::Retry;
 use crate::sink::any::SinkAddress;
 use crate::sink::clickhouse::address::Address;
 use crate::sink::clickhouse::ddl::Topology;
@@ -34,40 +34,119 @@ pub struct Ends {
     pub findings: Findings,
 }
 
-/// What to do about an end that does not answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Patience {
-    /// A finding.
-    None,
-    /// Wait until it does, if waiting can help.
-    Wait,
+impl Ends {
+    /// Takes in an end that answered.
+    pub fn take(&mut self, end: &End, opened: Opened) {
+        let name = end.name().to_owned();
+        match opened {
+            Opened::Source(client, live) => {
+                self.live.sources.insert(name.clone(), live);
+                self.sources.insert(name, client);
+            }
+            Opened::Postgres(client, live) => {
+                self.live.sinks.insert(name.clone(), live);
+                self.sinks.insert(name, client);
+            }
+            Opened::ClickHouse(server, live) => {
+                self.live.clickhouse.insert(name.clone(), live);
+                self.clickhouse.insert(name, server);
+            }
+        }
+    }
+
+    pub fn has(&self, end: &End) -> bool {
+        match end {
+            End::Source(name) => self.sources.contains_key(name),
+            End::Sink(name) => self.sinks.contains_key(name) || self.clickhouse.contains_key(name),
+        }
+    }
 }
 
-/// Connects to every configured end and reads its catalog.
-pub async fn connect_all(config: &Config, patience: Patience) -> Ends {
-    let mut ends = connect_sources(config, patience).await;
-    connect_sinks(config, patience, &mut ends).await;
-    ends
+/// One configured end, by its name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum End {
+    Source(String),
+    Sink(String),
+}
+
+impl End {
+    /// All that are configured.
+    pub fn all(config: &Config) -> impl Iterator<Item = End> {
+        let sources = config.sources.keys().cloned().map(End::Source);
+        sources.chain(config.sinks.keys().cloned().map(End::Sink))
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            End::Source(name) | End::Sink(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Source(name) => write!(f, "source \"{name}\""),
+            End::Sink(name) => write!(f, "sink \"{name}\""),
+        }
+    }
+}
+
+/// An end that answered, and what it said of itself.
+pub enum Opened {
+    Source(Client, LiveSource),
+    Postgres(Client, LiveSink),
+    ClickHouse(Server, LiveClickHouse),
+}
+
+/// An end that did not.
+pub struct Missed {
+    pub finding: Finding,
+    /// Whether waiting can help.
+    pub retry: Retry,
+}
+
+/// Connects to every configured end and reads its catalog; one that does not answer is a finding.
+pub async fn connect_all(config: &Config) -> Ends {
+    connect_to(config, End::all(config)).await
 }
 
 /// Connects to the sources only.
-pub async fn connect_sources(config: &Config, patience: Patience) -> Ends {
+pub async fn connect_sources(config: &Config) -> Ends {
+    connect_to(config, config.sources.keys().cloned().map(End::Source)).await
+}
+
+async fn connect_to(config: &Config, wanted: impl Iterator<Item = End>) -> Ends {
     let mut ends = Ends::default();
-    for name in config.sources.keys() {
-        let what = format!("source \"{name}\"");
-        let url = match source_url(config, name) {
-            Ok(url) => url,
-            Err(error) => {
-                ends.findings.push(Finding::error("url", format!("url of {what} {error}")));
-                continue;
-            }
-        };
-        if let Some((client, source)) = open(&mut ends.findings, &what, url, patience, read_source).await {
-            ends.live.sources.insert(name.clone(), source);
-            ends.sources.insert(name.clone(), client);
+    for end in wanted {
+        match open(config, &end).await {
+            Ok(opened) => ends.take(&end, opened),
+            Err(missed) => ends.findings.push(missed.finding),
         }
     }
     ends
+}
+
+/// Connects to one end and reads its catalog.
+pub async fn open(config: &Config, end: &End) -> Result<Opened, Missed> {
+    let wrong = |message: String| Missed { finding: Finding::error("url", message), retry: Retry::Never };
+    match end {
+        End::Source(name) => {
+            let url = source_url(config, name).map_err(|error| wrong(format!("url of {end} {error}")))?;
+            let (client, live) = open_postgres(end, &url, read_source).await?;
+            Ok(Opened::Source(client, live))
+        }
+        End::Sink(name) => match sink_address(config, name).map_err(wrong)? {
+            SinkAddress::Postgres(url) => {
+                let (client, live) = open_postgres(end, &url, read_sink).await?;
+                Ok(Opened::Postgres(client, live))
+            }
+            SinkAddress::ClickHouse(address, topology) => {
+                let (server, live) = open_clickhouse(end, address, topology).await?;
+                Ok(Opened::ClickHouse(server, live))
+            }
+        },
+    }
 }
 
 /// What a start would find: mappings resolved, and what became of tables that are held already. Nothing is changed.
@@ -83,95 +162,42 @@ pub async fn look(config: &Config, files: &[MappingFile], ends: &mut Ends) -> Se
     }
 }
 
-async fn connect_sinks(config: &Config, patience: Patience, ends: &mut Ends) {
-    for name in config.sinks.keys() {
-        let what = format!("sink \"{name}\"");
-        let url = match sink_address(config, name) {
-            Ok(SinkAddress::Postgres(url)) => url,
-            Ok(SinkAddress::ClickHouse(address, topology)) => {
-                let opened = open_clickhouse(&mut ends.findings, &what, address, topology, patience).await;
-                if let Some((server, live)) = opened {
-                    ends.live.clickhouse.insert(name.clone(), live);
-                    ends.clickhouse.insert(name.clone(), server);
-                }
-                continue;
-            }
-            Err(message) => {
-                ends.findings.push(Finding::error("url", message));
-                continue;
-            }
-        };
-        if let Some((client, sink)) = open(&mut ends.findings, &what, url, patience, read_sink).await {
-            ends.live.sinks.insert(name.clone(), sink);
-            ends.sinks.insert(name.clone(), client);
-        }
-    }
-}
-
-/// Connects and reads; what does not pass with time is a finding.
-async fn open<T>(
-    findings: &mut Findings,
-    what: &str,
-    url: PgUrl,
-    patience: Patience,
+async fn open_postgres<T>(
+    end: &End,
+    url: &PgUrl,
     read: impl AsyncFn(&Client) -> Result<T, SqlError>,
-) -> Option<(Client, T)> {
-    let mut backoff = Backoff::new(u64::from(std::process::id()));
-    loop {
-        let (finding, retry) = match connect(&url, "tailwater").await {
-            Ok(connection) => match read(&connection.client).await {
-                Ok(answer) => return Some((connection.client, answer)),
-                Err(error) => {
-                    let message = format!("{what} cannot be read: {error}");
-                    (Finding::error("catalog", message), error.retry())
-                }
-            },
-            Err(error) => (unreachable(what, &url, &error), error.retry()),
-        };
-        if patience == Patience::None || retry == Retry::Never {
-            findings.push(finding);
-            return None;
+) -> Result<(Client, T), Missed> {
+    let connection = connect(url, "tailwater").await;
+    let connection =
+        connection.map_err(|error| Missed { finding: unreachable(end, url, &error), retry: error.retry() })?;
+    match read(&connection.client).await {
+        Ok(live) => Ok((connection.client, live)),
+        Err(error) => {
+            let finding = Finding::error("catalog", format!("{end} cannot be read: {error}"));
+            Err(Missed { finding, retry: error.retry() })
         }
-        tracing::warn!("{}, waiting", finding.message);
-        tokio::time::sleep(backoff.next().unwrap_or(Duration::from_secs(1))).await;
     }
 }
 
-/// The same for ClickHouse.
-async fn open_clickhouse(
-    findings: &mut Findings,
-    what: &str,
-    address: Address,
-    topology: Topology,
-    patience: Patience,
-) -> Option<(Server, LiveClickHouse)> {
+async fn open_clickhouse(end: &End, address: Address, topology: Topology) -> Result<(Server, LiveClickHouse), Missed> {
     let place = format!("{}:{}", address.host, address.port);
-    let mut backoff = Backoff::new(u64::from(std::process::id()));
-    loop {
-        let opened = async {
-            let server = Server::connect(address.clone(), topology.clone()).await?;
-            let live = clickhouse_catalog::read_tables(&server.client).await?;
-            Ok::<_, ClickHouseError>((server, live))
+    let opened = async {
+        let server = Server::connect(address, topology).await?;
+        let live = clickhouse_catalog::read_tables(&server.client).await?;
+        Ok::<_, ClickHouseError>((server, live))
+    };
+    opened.await.map_err(|error| {
+        let finding = Finding::error("unreachable", format!("{end} at {place} does not let us in: {error}"));
+        let finding = match error.retry() {
+            Retry::Backoff => finding.hint("Is the server up, and is this its HTTP interface?"),
+            Retry::Never => finding.hint("Check user, password and grants; `deploy/grants` has the roles."),
         };
-        let error = match opened.await {
-            Ok(opened) => return Some(opened),
-            Err(error) => error,
-        };
-        if patience == Patience::None || error.retry() == Retry::Never {
-            let finding = Finding::error("unreachable", format!("{what} at {place} does not let us in: {error}"));
-            findings.push(match error.retry() {
-                Retry::Backoff => finding.hint("Is the server up, and is this its HTTP interface?"),
-                Retry::Never => finding.hint("Check user, password and grants; `deploy/grants` has the roles."),
-            });
-            return None;
-        }
-        tracing::warn!("{what} at {place}: {error}, waiting");
-        tokio::time::sleep(backoff.next().unwrap_or(Duration::from_secs(1))).await;
-    }
+        Missed { finding, retry: error.retry() }
+    })
 }
 
-fn unreachable(what: &str, url: &PgUrl, error: &ConnectError) -> Finding {
-    let finding = Finding::error("unreachable", format!("{what} at {url} does not let us in: {}", chain(error)));
+fn unreachable(end: &End, url: &PgUrl, error: &ConnectError) -> Finding {
+    let finding = Finding::error("unreachable", format!("{end} at {url} does not let us in: {}", chain(error)));
     match error.retry() {
         Retry::Backoff => finding.hint("Is the server up, and does its address stand in the url?"),
         Retry::Never => finding.hint("Check user, password, database and pg_hba.conf; `deploy/grants` has the roles."),

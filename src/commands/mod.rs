@@ -7,6 +7,7 @@ mod demo;
 mod journal;
 mod live;
 mod replay;
+mod roll_call;
 mod run;
 mod schema;
 mod setup;

@@ -7,7 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::live::{Ends, Patience, connect_all};
+use super::live::Ends;
+use super::roll_call::RollCall;
 use super::{load_config, runtime, say_error, show};
 use crate::cli::{Cli, Exit, Run};
 use crate::config::{Config, LogFormat, OnHalt};
@@ -25,6 +26,7 @@ use crate::telemetry::handles::Stage;
 use crate::telemetry::http::{HttpState, serve};
 use crate::telemetry::log::{self, Format};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::status::SourceState;
 
 /// Wait of a standby before it looks again.
 const STANDBY_PAUSE: Duration = Duration::from_secs(1);
@@ -49,6 +51,7 @@ pub fn run(cli: &Cli, args: &Run) -> Exit {
 }
 
 async fn daemon(cli: &Cli, config: Config) -> Exit {
+    let config = Arc::new(config);
     let files = match crate::mapping::load(&config) {
         Ok(files) => files,
         Err(findings) => {
@@ -56,8 +59,9 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
             return Exit::Usage;
         }
     };
+    let mut roll_call = RollCall::new(config.clone(), &files);
     let mut settled = tokio::select! {
-        settled = prepare(&config, &files, Occasion::Start) => match settled {
+        settled = prepare(&config, &files, Occasion::Start, &mut roll_call, Ends::default()) => match settled {
             Ok(settled) => settled,
             Err(end) => return finish(end),
         },
@@ -93,17 +97,26 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
     });
     let on_halt = config.on_halt;
     let mut until_stopped = stopped.clone();
-    let context = Arc::new(Context { config: Arc::new(config), metrics, board, stop: stopped });
+    let context = Arc::new(Context { config, metrics, board, stop: stopped });
     let end = loop {
         report(&context, &settled.reports);
-        let drift = match pipeline::run(context.clone(), &settled.resolved).await {
-            End::Drift(drift) => drift,
-            end => break end,
+        let mut known = Ends::default();
+        let back = async { known = roll_call.back().await };
+        let end = pipeline::run(context.clone(), &settled.resolved, back).await;
+        let before = &settled.resolved;
+        let occasion = match &end {
+            End::Drift(drift) => {
+                drift::announce(drift);
+                Occasion::Drift { drift, before }
+            }
+            End::Back => Occasion::Back { before },
+            End::Stopped | End::Halt(_) | End::NotSetUp(_) | End::Failed(_) => break end,
         };
-        drift::announce(&drift);
-        let occasion = Occasion::Drift { drift: &drift, before: &settled.resolved };
+        for plan in &before.plans {
+            context.board.source_state(&plan.source, SourceState::Connecting);
+        }
         let again = tokio::select! {
-            again = prepare(&context.config, &files, occasion) => again,
+            again = prepare(&context.config, &files, occasion, &mut roll_call, known) => again,
             _ = until_stopped.wait_for(|stop| *stop) => break End::Stopped,
         };
         match again {
@@ -125,11 +138,18 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
     exit
 }
 
-/// Both ends as they are now, and what is to run between them. Waits for an end that does not answer.
-async fn prepare(config: &Config, files: &[MappingFile], occasion: Occasion<'_>) -> Result<Settled, End> {
+/// Both ends as they are now, and what is to run between them. Waits until there is something: ends that do not answer are left
+/// out. `known` are ends that have just answered.
+async fn prepare(
+    config: &Config,
+    files: &[MappingFile],
+    occasion: Occasion<'_>,
+    roll_call: &mut RollCall,
+    mut known: Ends,
+) -> Result<Settled, End> {
     let mut backoff = Backoff::new(u64::from(std::process::id()));
     loop {
-        let mut ends = connect_all(config, Patience::Wait).await;
+        let mut ends = roll_call.gather(std::mem::take(&mut known)).await;
         if ends.findings.has_errors() {
             return Ok(resolved_only(config, files, &mut ends).await);
         }
@@ -151,7 +171,9 @@ async fn prepare(config: &Config, files: &[MappingFile], occasion: Occasion<'_>)
         if error.retry() == Retry::Never {
             // What stands in the way, the start-up decision meets as well, and says.
             return match occasion {
-                Occasion::Start | Occasion::Look => Ok(resolved_only(config, files, &mut ends).await),
+                Occasion::Start | Occasion::Look | Occasion::Back { .. } => {
+                    Ok(resolved_only(config, files, &mut ends).await)
+                }
                 Occasion::Drift { .. } => Err(End::Failed(error.to_string())),
             };
         }
@@ -199,7 +221,8 @@ fn report(context: &Context, reports: &[Report]) {
 /// The end of a run as an exit code and a last word.
 fn finish(end: End) -> Exit {
     match end {
-        End::Stopped => {
+        // That an end is back ends a run, not the daemon.
+        End::Stopped | End::Back => {
             info!("stopped");
             Exit::Done
         }

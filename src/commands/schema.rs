@@ -1,6 +1,6 @@
 //! `tailwater schema`: the target tables that mappings ask for, and the language of mapping files.
 
-use super::live::{Patience, connect_sources};
+use super::live::connect_sources;
 use super::{load_config, runtime, say_raw, show};
 use crate::cli::{Cli, Exit, Schema, SchemaOf};
 use crate::diagnostic::Finding;
@@ -32,7 +32,7 @@ fn print_ddl(cli: &Cli) -> Exit {
             return Exit::Usage;
         }
     };
-    let ends = runtime().block_on(connect_sources(&config, Patience::None));
+    let ends = runtime().block_on(connect_sources(&config));
     let (desired, found) = desired_tables(&config, &files, &ends.live);
     let mut findings = ends.findings;
     findings.0.extend(found.0);

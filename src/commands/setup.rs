@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::live::{Ends, Patience, connect_all, look};
+use super::live::{Ends, connect_all, look};
 use super::{load_config, runtime, say, show};
 use crate::cli::{Cli, Exit, Setup};
 use crate::config::Config;
@@ -40,7 +40,7 @@ pub fn run(cli: &Cli, args: &Setup) -> Exit {
 
 /// Looks at everything first and changes nothing if anything is wrong.
 async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Findings {
-    let mut ends = connect_all(config, Patience::None).await;
+    let mut ends = connect_all(config).await;
     let mut findings = std::mem::take(&mut ends.findings);
     let mut wanted = Desired::default();
     if args.create_targets {

@@ -311,6 +311,16 @@ impl Journal {
     pub fn reader(&self, from: Lsn) -> Result<Reader, NotHeld> {
         Reader::new(self.inner.shared.clone(), from)
     }
+
+    /// The same for a sink that may be ahead of the journal, as where this began anew further back for another sink's sake:
+    /// then from the journal's end on, and the caller skips what the sink has.
+    ///
+    /// # Errors
+    /// `from` is before what is held.
+    pub fn reader_ahead(&self, from: Lsn) -> Result<Reader, NotHeld> {
+        let end = self.held().map(|held| held.end.end_lsn);
+        self.reader(end.map_or(from, |end| end.min(from)))
+    }
 }
 
 /// A registered need of segments, given up when dropped.

@@ -42,6 +42,15 @@ pub struct Live {
 }
 
 impl Live {
+    /// Which end of a pair is not here; `None` if both are.
+    fn absent_end(&self, source: &str, sink: &str) -> Option<AbsentEnd> {
+        if !self.sources.contains_key(source) {
+            return Some(AbsentEnd::Source);
+        }
+        let has_sink = self.sinks.contains_key(sink) || self.clickhouse.contains_key(sink);
+        (!has_sink).then_some(AbsentEnd::Sink)
+    }
+
     /// Does a sink have a table of this name?
     pub fn has_target(&self, sink: &str, target: &TableName) -> bool {
         self.sinks.get(sink).is_some_and(|end| end.catalog.table(target).is_some())
@@ -57,6 +66,25 @@ pub struct Resolved {
     pub views: Vec<ViewPlan>,
     /// What each source's publication must hold.
     pub published: BTreeMap<String, Vec<Published>>,
+    /// What has no plans because an end of it is not here.
+    pub absent: Vec<Absent>,
+}
+
+/// A source and a sink of which one is not here, and the tables that the files map between them. Both are configured, so none of
+/// them may be taken for done with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Absent {
+    pub source: String,
+    pub sink: String,
+    pub end: AbsentEnd,
+    pub targets: Vec<TableName>,
+}
+
+/// Who does not answer; the source if neither does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AbsentEnd {
+    Source,
+    Sink,
 }
 
 /// Resolves all files. What is returned is whole only if the findings have no error.
@@ -94,7 +122,28 @@ pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved
         }
     }
     resolved.published = publication::published(&needs, &mut findings);
+    resolved.absent = absent(files, live);
     (resolved, without_repeats(findings))
+}
+
+/// Every pair that has tables and lacks an end.
+fn absent(files: &[MappingFile], live: &Live) -> Vec<Absent> {
+    let mut all: Vec<Absent> = Vec::new();
+    for file in files.iter().filter(|file| !file.tables.is_empty()) {
+        for (source, sink) in file.sources.iter().flat_map(|source| file.sinks.iter().map(move |sink| (source, sink))) {
+            let (source, sink) = (&source.value, &sink.value);
+            let Some(end) = live.absent_end(source, sink) else { continue };
+            let targets = file.tables.iter().map(|table| table.target.value.clone());
+            match all.iter_mut().find(|absent| (&absent.source, &absent.sink) == (source, sink)) {
+                Some(absent) => absent.targets.extend(targets),
+                None => {
+                    let (source, sink) = (source.clone(), sink.clone());
+                    all.push(Absent { source, sink, end, targets: targets.collect() });
+                }
+            }
+        }
+    }
+    all
 }
 
 /// The source's table, if its changes can be followed.

@@ -212,8 +212,8 @@ impl Applier {
             Err(message) => return Err(again(&self.link, &self.observed, message)),
         };
         let checkpoint = stored.checkpoint;
-        let reader =
-            self.shared.journal.reader(checkpoint.end_lsn).map_err(|gap| Over::End(End::gap(&self.link.name, &gap)))?;
+        let reader = self.shared.journal.reader_ahead(checkpoint.end_lsn);
+        let reader = reader.map_err(|gap| Over::End(End::gap(&self.link.name, &gap)))?;
         let setup = SinkSetup {
             name: self.link.name.clone(),
             source: self.link.source.clone(),

@@ -70,6 +70,23 @@ pub enum Occasion<'a> {
     Start,
     /// It runs, and one of its tables changed: what is wrong keeps that table out.
     Drift { drift: &'a Drift, before: &'a Resolved },
+    /// It runs, and an end answers that it began without: for that one the daemon starts, the others go on.
+    Back { before: &'a Resolved },
+}
+
+impl<'a> Occasion<'a> {
+    /// What ran until now.
+    fn before(self) -> Option<&'a Resolved> {
+        match self {
+            Occasion::Look | Occasion::Start => None,
+            Occasion::Drift { before, .. } | Occasion::Back { before } => Some(before),
+        }
+    }
+
+    fn is_running(self, source: &str, sink: &str) -> bool {
+        let is_it = |plan: &Plan| plan.source == source && plan.sink == sink;
+        self.before().is_some_and(|before| before.plans.iter().any(is_it))
+    }
 }
 
 /// Something that whoever watches must hear of.
@@ -154,7 +171,7 @@ impl Settling<'_> {
     async fn run(&mut self) -> Result<(), Unsettled> {
         let is_changed = |case: &Case| !case.follow.is_empty() || !case.broken.is_empty();
         let waits = |case: usize| is_changed(&self.cases[case]) && !self.may_write(case);
-        if matches!(self.occasion, Occasion::Start) && (0..self.cases.len()).any(waits) {
+        if matches!(self.occasion, Occasion::Start | Occasion::Back { .. }) && (0..self.cases.len()).any(waits) {
             return Err(Unsettled::StandBy);
         }
         self.follow().await?;
@@ -175,7 +192,7 @@ impl Settling<'_> {
     fn may_write(&self, case: usize) -> bool {
         match self.occasion {
             Occasion::Look => false,
-            Occasion::Start => !self.sources[&self.cases[case].source].is_active,
+            Occasion::Start | Occasion::Back { .. } => !self.sources[&self.cases[case].source].is_active,
             Occasion::Drift { .. } => true,
         }
     }
@@ -267,10 +284,10 @@ impl Settling<'_> {
                 };
                 let concerned =
                     |case: &&mut Case| case.file == file_index && case.table == table_index && !case.is_copied_anew();
-                let is_running = matches!(self.occasion, Occasion::Drift { .. });
+                let is_running = |case: &Case| self.occasion.is_running(&case.source, &case.sink);
                 let is_out = |case: &Case| case.state == Some(TableState::Quarantined) || !case.broken.is_empty();
                 let concerned: Vec<_> = self.cases.iter_mut().filter(concerned).collect();
-                if concerned.is_empty() || !concerned.iter().all(|case| is_running || is_out(case)) {
+                if concerned.is_empty() || !concerned.iter().all(|case| is_running(case) || is_out(case)) {
                     continue;
                 }
                 for case in concerned {
@@ -283,7 +300,7 @@ impl Settling<'_> {
             }
         }
         let (mut resolved, findings) = resolve(self.config, &without, self.live);
-        if let Occasion::Drift { before, .. } = self.occasion {
+        if let Some(before) = self.occasion.before() {
             let is_gone = |plan: &&Plan| {
                 gone.iter()
                     .any(|(source, sink, target)| (&plan.source, &plan.sink, &plan.target) == (source, sink, target))

@@ -22,7 +22,7 @@ use crate::diagnostic::chain;
 use crate::journal::NotHeld;
 use crate::lsn::Lsn;
 use crate::mapping::plan::ViewPlan;
-use crate::mapping::resolve::Resolved;
+use crate::mapping::resolve::{Absent, AbsentEnd, Resolved};
 use crate::postgres::url::{PgUrl, UrlError};
 use crate::refresh::{Observer, RefreshError, Refreshed, Refresher, RefresherSetup, TouchedTables};
 use crate::sink::any::SinkAddress;
@@ -32,6 +32,7 @@ use crate::sink::state::TableState;
 use crate::telemetry::board::StatusBoard;
 use crate::telemetry::handles::{PairMetrics, Stage, TableMetrics, ViewMetrics};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::status::SourceState;
 use crate::verdict::{Ack, Halt};
 use drift::Drift;
 use drift::watch::Copies;
@@ -56,6 +57,8 @@ pub enum End {
     Halt(Halt),
     /// A table of the source is not what its plan was made for: look at the catalogs again, then go on.
     Drift(Drift),
+    /// An end answers that the run was begun without: begin again with it.
+    Back,
     /// `tailwater setup` has not been run.
     NotSetUp(String),
     Failed(String),
@@ -140,8 +143,11 @@ impl Observed {
     }
 }
 
-/// Runs every source until stopped, or until one of them cannot go on: then all stop.
-pub async fn run(context: Arc<Context>, resolved: &Resolved) -> End {
+/// Runs every source until stopped, or until one of them cannot go on: then all stop. Pairs that lack an end are left out,
+/// until `back` says that one of those ends answers.
+pub async fn run(context: Arc<Context>, resolved: &Resolved, back: impl Future<Output = ()>) -> End {
+    tokio::pin!(back);
+    context.board.nobody_waits();
     let sources = match sources(&context, resolved) {
         Ok(sources) => sources,
         Err(error) => return End::Failed(error),
@@ -168,9 +174,14 @@ pub async fn run(context: Arc<Context>, resolved: &Resolved) -> End {
                     Some(Err(error)) => End::Failed(error.to_string()),
                     None => break,
                 };
-                if ended != End::Stopped && end == End::Stopped {
+                // What goes wrong on the way out of a run that is to begin again is worth more than that.
+                if ended != End::Stopped && matches!(end, End::Stopped | End::Back) {
                     end = ended;
                 }
+                let _ = stop.send(true);
+            }
+            () = &mut back, if !*stop.borrow() => {
+                end = End::Back;
                 let _ = stop.send(true);
             }
             changed = outer.changed(), if !*stop.borrow() => {
@@ -198,16 +209,22 @@ fn refreshers(
     let mut running = Vec::new();
     for sink in context.config.sinks.keys() {
         let views: Vec<_> = resolved.views.iter().filter(|view| &view.sink == sink).cloned().collect();
+        let targets = targets_of(resolved, sink);
+        if views.is_empty() || targets.is_empty() {
+            continue;
+        }
+        // Where no source answers there is none, and nobody touches a table.
         let link = sources.iter().flat_map(|source| &source.links).find(|link| &link.name == sink);
-        let (Some(link), false) = (link, views.is_empty()) else { continue };
+        let touched = link.map(|link| link.touched.clone()).unwrap_or_default();
+        let Ok(address) = sink_address(&context.config, sink) else { continue };
         let observer = ViewObserver::new(context, sink, &views);
         let refresher = Refresher::new(RefresherSetup {
             sink: sink.clone(),
-            address: link.address.clone(),
+            address,
             app_name: "tailwater refresh".to_owned(),
             views,
-            targets: targets_of(resolved, sink),
-            touched: link.touched.clone(),
+            targets,
+            touched,
             observer,
             seed: u64::from(std::process::id()),
         });
@@ -216,10 +233,11 @@ fn refreshers(
     running
 }
 
-/// All target tables of a sink, each once.
+/// All target tables of a sink, each once, also those of sources that do not answer.
 fn targets_of(resolved: &Resolved, sink: &str) -> Vec<TableName> {
-    let targets: BTreeSet<_> =
-        resolved.plans.iter().filter(|plan| plan.sink == sink).map(|plan| plan.target.clone()).collect();
+    let planned = resolved.plans.iter().filter(|plan| plan.sink == sink).map(|plan| &plan.target);
+    let absent = resolved.absent.iter().filter(|absent| absent.sink == sink).flat_map(|absent| &absent.targets);
+    let targets: BTreeSet<_> = planned.chain(absent).cloned().collect();
     targets.into_iter().collect()
 }
 
@@ -301,10 +319,18 @@ fn sources(context: &Arc<Context>, resolved: &Resolved) -> Result<Vec<Source>, S
                 link.plans.push(Arc::new(plan.clone()));
             }
         }
-        if links.is_empty() {
+        let absent: Vec<_> = resolved.absent.iter().filter(|absent| &absent.source == name).collect();
+        if links.is_empty() && absent.is_empty() {
             continue;
         }
         context.board.add_source(name, &source.slot, &source.publication);
+        for absent in &absent {
+            context.board.pair_waits(name, &absent.sink, &for_whom(absent));
+        }
+        if links.is_empty() {
+            context.board.source_state(name, SourceState::Waiting);
+            continue;
+        }
         let links: Vec<_> = links.into_values().map(Arc::new).collect();
         let observed = links.iter().map(|link| Arc::new(Observed::new(context, link))).collect();
         let url = source_url(config, name).map_err(|error| format!("source \"{name}\": url {error}"))?;
@@ -314,10 +340,19 @@ fn sources(context: &Arc<Context>, resolved: &Resolved) -> Result<Vec<Source>, S
             url,
             links,
             observed,
+            absent: absent.into_iter().map(|absent| absent.sink.clone()).collect(),
             context: context.clone(),
         });
     }
     Ok(sources)
+}
+
+/// Who is missing for a pair to run.
+fn for_whom(absent: &Absent) -> String {
+    match absent.end {
+        AbsentEnd::Source => format!("source \"{}\"", absent.source),
+        AbsentEnd::Sink => format!("sink \"{}\"", absent.sink),
+    }
 }
 
 /// The address of a configured source.

@@ -15,13 +15,13 @@ use super::copy::{self, CopyJob};
 use super::link::{SinkLink, SinkTables};
 use super::{Context, End, Observed, drift};
 use lookout::Received;
-use takeover::{Stuck, Taken};
+use takeover::{Started, Stuck, Taken, TakenSink};
 
 use crate::checkpoint::SourceIdentity;
 use crate::config::{Ack, SourceConfig};
 use crate::diagnostic::chain;
 use crate::journal::{Hold, Journal, JournalError, Options};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Unread};
 use crate::lsn::Lsn;
 use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;
@@ -30,7 +30,7 @@ use crate::sink::state::{StoredTable, TableState};
 use crate::source::stream::{ConfirmBy, Stream, StreamError, StreamShared};
 use crate::telemetry::handles::{SourceMetrics, Stage};
 use crate::telemetry::status::SourceState;
-use crate::verdict::{Halt, SinkState};
+use crate::verdict::{Halt, SinkState, Sinks};
 use crate::wire::{ReplicationConnection, WireError};
 
 /// Wait of a standby before it looks again.
@@ -47,6 +47,8 @@ pub struct Source {
     pub url: PgUrl,
     pub links: Vec<Arc<SinkLink>>,
     pub observed: Vec<Arc<Observed>>,
+    /// Sinks that have tables of it and did not answer when the run was prepared.
+    pub absent: Vec<String>,
     pub context: Arc<Context>,
 }
 
@@ -104,7 +106,7 @@ impl Source {
 
     /// The main part of a run: everything is taken over and the stream is live.
     async fn stream(&self, journal: Journal, taken: Taken, metrics: SourceMetrics, stop: watch::Receiver<bool>) -> End {
-        let mut ledger = Ledger::new(&taken.durable);
+        let mut ledger = Ledger::new(taken.sinks.iter().map(|sink| &sink.durable), &taken.unread);
         let stream = StreamShared::new(ledger.confirm());
         let confirm_by = if self.config.ack == Ack::Journal { ConfirmBy::Journal } else { ConfirmBy::Sinks };
         let shared = Arc::new(SourceShared {
@@ -115,15 +117,15 @@ impl Source {
         });
         // Until every applier and copy has its own.
         let everything = shared.journal.hold("start");
+        let kept: Vec<_> = taken.unread.iter().map(|unread| self.keep_for(unread, &shared.journal)).collect();
         let mut ended = match self.spawn_stream(&shared, taken.connection, confirm_by, taken.at, &metrics) {
             Ok(ended) => ended,
             Err(end) => return end,
         };
         let (stop_parts, parts_stop) = watch::channel(false);
         let mut parts = JoinSet::new();
-        let sinks = taken.tables.into_iter().zip(&taken.epochs).enumerate();
-        let epochs = taken.epochs.clone();
-        for (index, (tables, &epoch)) in sinks {
+        let epochs: Vec<i64> = taken.sinks.iter().map(|sink| sink.epoch).collect();
+        for TakenSink { index, epoch, tables, .. } in taken.sinks {
             self.spawn_sink(index, epoch, tables, &shared, &parts_stop, &mut parts);
             let (link, copies) = (self.links[index].clone(), self.observed[index].copies.clone());
             // ClickHouse does not remember what its tables were filled from.
@@ -133,6 +135,9 @@ impl Source {
                 let watch = drift::watch::Watch { url, slot, publication, link, copies, stop: parts_stop.clone() };
                 parts.spawn(async move { watch.run().await.map_or(End::Stopped, End::Drift) });
             }
+        }
+        for index in taken.lost {
+            parts.spawn(takeover::back(self.links[index].clone(), parts_stop.clone()));
         }
         drop(everything);
         info!(source = %self.name, at = %taken.at, "streaming");
@@ -144,11 +149,29 @@ impl Source {
         // Whoever still applies may finish; then the source hears the last confirmation.
         let _ = stop_parts.send(true);
         let finished = async { while parts.join_next().await.is_some() {} };
-        let deadline = if matches!(end, End::Stopped | End::Drift(_)) { STOP_DEADLINE } else { Duration::from_secs(1) };
+        let deadline = if matches!(end, End::Stopped | End::Drift(_) | End::Back) {
+            STOP_DEADLINE
+        } else {
+            Duration::from_secs(1)
+        };
         let _ = tokio::time::timeout(deadline, finished).await;
         shared.stream.stop();
         let _ = tokio::time::timeout(Duration::from_secs(2), ended).await;
+        drop(kept);
         end
+    }
+
+    /// Keeps in the journal what a sink may need that was not read. Where the slot waits for the sinks, the sink holds what was
+    /// confirmed (at worst a table of it that still had to catch up is copied anew); where it waits for the journal alone, the
+    /// sink may stand anywhere.
+    fn keep_for(&self, unread: &Unread, journal: &Journal) -> Hold {
+        let hold = journal.hold(format!("{}, not read yet", unread.sink()));
+        match self.config.ack {
+            Ack::Sink => hold.set(unread.confirmed()),
+            Ack::Journal => {}
+        }
+        self.context.metrics.pair(&self.name, unread.sink()).progress.at_least(unread.confirmed());
+        hold
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one run, each used once")]
@@ -228,7 +251,10 @@ impl Source {
             if pause(wait, stop).await {
                 return Err(End::Stopped);
             }
-            let durable = shared.ledger.lock().unwrap_or_else(PoisonError::into_inner).durable();
+            let (durable, unread) = {
+                let ledger = shared.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+                (ledger.durable(), ledger.unread())
+            };
             let states: Vec<_> = durable
                 .into_iter()
                 .map(|(name, checkpoint)| SinkState {
@@ -238,8 +264,9 @@ impl Source {
                     tables_known: true,
                 })
                 .collect();
-            match self.start_stream(&shared.journal, &states).await {
-                Ok((connection, _, at)) => {
+            let sinks = Sinks { read: &states, unread: &unread };
+            match self.start_stream(&shared.journal, sinks).await {
+                Ok(Started { connection, at, .. }) => {
                     let ended = self.spawn_stream(shared, connection, confirm_by, at, metrics)?;
                     info!(source = %self.name, %at, "streaming again");
                     self.context.board.source_state(&self.name, SourceState::Streaming);
@@ -263,10 +290,9 @@ impl Source {
         at: Lsn,
         metrics: &SourceMetrics,
     ) -> Result<oneshot::Receiver<Result<(), StreamError>>, End> {
-        let observer = Box::new(Received {
-            metrics: metrics.clone(),
-            pairs: self.observed.iter().map(|observed| observed.pair.clone()).collect(),
-        });
+        let absent = self.absent.iter().map(|sink| self.context.metrics.pair(&self.name, sink));
+        let pairs = self.observed.iter().map(|observed| observed.pair.clone()).chain(absent).collect();
+        let observer = Box::new(Received { metrics: metrics.clone(), pairs });
         let failed = |message: String| End::Failed(message);
         let stream = Stream::new(connection, shared.journal.clone(), shared.stream.clone(), confirm_by, at, observer)
             .map_err(|error| failed(chain(&error)))?;

@@ -38,6 +38,8 @@ pub struct StatusBoard {
 #[derive(Default)]
 pub(super) struct Notes {
     pub sources: BTreeMap<String, SourceNote>,
+    /// By source and sink: for whom the pair waits.
+    pub waiting: BTreeMap<(String, String), String>,
     pub copies: BTreeMap<TableKey, CopyNote>,
     pub reasons: BTreeMap<TableKey, String>,
     pub views: BTreeMap<(String, String), ViewNote>,
@@ -111,6 +113,17 @@ impl StatusBoard {
             self.metrics.halted(source, reason);
         }
         self.notes().sources.entry(source.to_owned()).or_default().state = state;
+    }
+
+    /// The pair is left out of the run until `for_whom` answers.
+    pub fn pair_waits(&self, source: &str, sink: &str, for_whom: &str) {
+        self.metrics.pair(source, sink);
+        self.notes().waiting.insert((source.to_owned(), sink.to_owned()), for_whom.to_owned());
+    }
+
+    /// A run begins, and says anew who waits.
+    pub fn nobody_waits(&self) {
+        self.notes().waiting.clear();
     }
 
     /// Whether a stream that is up waits for room in the journal; says nothing of one that is not up.

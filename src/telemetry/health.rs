@@ -21,13 +21,18 @@ impl Verdict {
 }
 
 /// Bad if a source is halted, or if WAL moved and a sink's checkpoint did not while the source was connected. A source
-/// that cannot be reached is no stall: starting this daemon again would not bring it back.
+/// that cannot be reached is no stall, and neither is a sink that did not answer at the start: starting this daemon again
+/// would not bring it back.
 pub fn healthz(status: &Status) -> Verdict {
     let halted = status.sources.iter().filter_map(|source| match &source.state {
         SourceState::Halted { reason, .. } => Some(format!("source {} is halted: {reason}", source.source)),
-        SourceState::Connecting | SourceState::Standby | SourceState::Streaming | SourceState::PausedByJournal => None,
+        SourceState::Connecting
+        | SourceState::Waiting
+        | SourceState::Standby
+        | SourceState::Streaming
+        | SourceState::PausedByJournal => None,
     });
-    let stalled = status.pairs.iter().filter_map(|pair| {
+    let stalled = status.pairs.iter().filter(|pair| pair.waiting.is_none()).filter_map(|pair| {
         let connected = status.source(&pair.source).is_some_and(|source| source.state.is_connected());
         (connected && pair.stalled_seconds >= STALL_SECONDS).then(|| {
             format!(
@@ -39,7 +44,8 @@ pub fn healthz(status: &Status) -> Verdict {
     Verdict::from_reasons(halted.chain(stalled).collect())
 }
 
-/// Good once every source is streaming. A hot standby is not ready, so that traffic and roll-outs wait for the holder.
+/// Good once every source is streaming, and no sink of it is still to pass the start-up checks. A hot standby is not ready, so
+/// that traffic and roll-outs wait for the holder.
 pub fn readyz(status: &Status) -> Verdict {
     if status.sources.is_empty() {
         return Verdict::Bad("starting".into());
@@ -48,9 +54,13 @@ pub fn readyz(status: &Status) -> Verdict {
         return Verdict::Bad("standby".into());
     }
     let waiting = status.sources.iter().filter(|source| !source.state.is_connected());
-    Verdict::from_reasons(
-        waiting.map(|source| format!("source {} is {}", source.source, source.state.as_str())).collect(),
-    )
+    let waiting = waiting.map(|source| format!("source {} is {}", source.source, source.state.as_str()));
+    let without = status.pairs.iter().filter_map(|pair| {
+        let connected = status.source(&pair.source).is_some_and(|source| source.state.is_connected());
+        let for_whom = pair.waiting.as_ref().filter(|_| connected)?;
+        Some(format!("source {} goes on without {for_whom}", pair.source))
+    });
+    Verdict::from_reasons(waiting.chain(without).collect())
 }
 
 #[cfg(test)]
@@ -90,6 +100,18 @@ mod tests {
     fn an_unreachable_source_and_a_standby_are_healthy() {
         assert_eq!(healthz(&status(SourceState::Connecting, 500.0)), Verdict::Good);
         assert_eq!(healthz(&status(SourceState::Standby, 500.0)), Verdict::Good);
+    }
+
+    #[test]
+    fn what_did_not_answer_at_the_start_is_unready_and_no_stall() {
+        let mut without = status(SourceState::Streaming, 500.0);
+        without.pairs[0].waiting = Some("sink \"warehouse\"".into());
+        assert_eq!(healthz(&without), Verdict::Good);
+        assert_eq!(readyz(&without), Verdict::Bad("source lms goes on without sink \"warehouse\"".into()));
+        let mut absent = status(SourceState::Waiting, 500.0);
+        absent.pairs[0].waiting = Some("source \"lms\"".into());
+        assert_eq!(healthz(&absent), Verdict::Good);
+        assert_eq!(readyz(&absent), Verdict::Bad("source lms is waiting".into()));
     }
 
     #[test]

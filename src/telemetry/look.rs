@@ -31,6 +31,7 @@ impl Look<'_> {
             rows: rows_of(pair, tables),
             transactions: pair.transactions.get(),
             stalled_seconds: progress.stalled_for().as_secs_f64(),
+            waiting: self.notes.waiting.get(&pair_key(pair)).cloned(),
         }
     }
 

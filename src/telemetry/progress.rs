@@ -87,6 +87,15 @@ impl PairProgress {
         self.moved();
     }
 
+    /// Nobody knows what the sink holds, but for `lsn`: lag counts from there, unless more is known from earlier.
+    pub fn at_least(&self, lsn: Lsn) {
+        let unknown = self.checkpoint_lsn.compare_exchange(0, lsn.0, Relaxed, Relaxed).is_ok();
+        if unknown {
+            self.wal_lsn.fetch_max(lsn.0, Relaxed);
+            self.moved();
+        }
+    }
+
     pub fn checkpoint_lsn(&self) -> Lsn {
         Lsn(self.checkpoint_lsn.load(Relaxed))
     }
@@ -245,6 +254,18 @@ mod tests {
         times.forget(Lsn(100_000));
         assert_eq!(times.oldest_after(Lsn(100_000)), None);
         assert_eq!(times.interval_micros, SAMPLE_MICROS);
+    }
+
+    #[test]
+    fn lag_of_a_sink_that_was_not_read_counts_from_what_it_surely_holds() {
+        let progress = PairProgress::default();
+        progress.at_least(Lsn(1_000));
+        assert_eq!((progress.lag_bytes(), progress.lag_seconds(at(9))), (0, 0.0));
+        progress.committed(Lsn(1_010), at(5));
+        assert_eq!((progress.lag_bytes(), progress.lag_seconds(at(9))), (10, 4.0));
+        progress.durable(&checkpoint(1_005, at(4)));
+        progress.at_least(Lsn(1_000));
+        assert_eq!(progress.checkpoint_lsn(), Lsn(1_005));
     }
 
     #[test]

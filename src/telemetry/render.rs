@@ -129,6 +129,7 @@ fn pairs(page: &mut Page, status: &Status) {
         ("rows/s", Right),
         ("rows", Right),
         ("transactions", Right),
+        ("", Left),
     ];
     let row = |pair: &super::status::PairStatus| {
         vec![
@@ -140,6 +141,10 @@ fn pairs(page: &mut Page, status: &Status) {
             plain(count(pair.rows_per_second.round() as u64)),
             plain(count(pair.rows)),
             plain(count(pair.transactions)),
+            match &pair.waiting {
+                Some(for_whom) => Cell::new(format!("waiting for {for_whom}"), Paint::Wait),
+                None => plain(""),
+            },
         ]
     };
     page.table(&columns, status.pairs.iter().map(row).collect());
@@ -234,7 +239,9 @@ fn dash() -> String {
 fn source_paint(state: &SourceState) -> Paint {
     match state {
         SourceState::Streaming => Paint::Good,
-        SourceState::Connecting | SourceState::Standby | SourceState::PausedByJournal => Paint::Wait,
+        SourceState::Connecting | SourceState::Waiting | SourceState::Standby | SourceState::PausedByJournal => {
+            Paint::Wait
+        }
         SourceState::Halted { .. } => Paint::Bad,
     }
 }

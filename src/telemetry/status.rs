@@ -35,6 +35,9 @@ impl Status {
 pub enum SourceState {
     #[default]
     Connecting,
+    /// It did not answer when the run began, or none of its sinks did: the others go on without it, and it joins them when its
+    /// end answers.
+    Waiting,
     /// Another daemon holds the slot; this one takes over when it goes.
     Standby,
     Streaming,
@@ -51,6 +54,7 @@ impl SourceState {
     pub fn as_str(&self) -> &'static str {
         match self {
             SourceState::Connecting => "connecting",
+            SourceState::Waiting => "waiting",
             SourceState::Standby => "standby",
             SourceState::Streaming => "streaming",
             SourceState::PausedByJournal => "paused by journal",
@@ -109,6 +113,9 @@ pub struct PairStatus {
     pub transactions: u64,
     /// Since when the sink is behind and does not move; 0 while it moves or has nothing to do.
     pub stalled_seconds: f64,
+    /// For whom the pair waits, left out until then. Its checkpoint is not known: what is said of its lag counts from the slot's
+    /// position at the start, or from what was known earlier.
+    pub waiting: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]

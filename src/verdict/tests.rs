@@ -2,7 +2,17 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{decide as decide_with, *};
+
+/// Every sink answered.
+fn decide(read: &[SinkState], journal: Option<JournalRange>, ack: Ack, source: &SourceFacts) -> Verdict {
+    decide_with(Sinks { read, unread: &[] }, journal, ack, source)
+}
+
+/// Another sink did not.
+fn decide_without(read: &[SinkState], journal: Option<JournalRange>, ack: Ack, source: &SourceFacts) -> Verdict {
+    decide_with(Sinks { read, unread: &["away".to_owned()] }, journal, ack, source)
+}
 
 fn identity() -> SourceIdentity {
     SourceIdentity { system_identifier: 7, timeline: 2, database: "lms".into(), slot: "tail".into() }
@@ -227,6 +237,49 @@ fn h14_slot_in_use_stands_by() {
 }
 
 #[test]
+fn h01_stream_begins_where_the_sink_that_is_away_may_need_it() {
+    // (sinks that answered, journal, where the stream resumes); the slot has confirmed 100.
+    let cases = [
+        // Without a journal the slot alone has it.
+        (vec![sink(300)], None, 100),
+        (vec![sink(300), sink(200)], None, 100),
+        (vec![blank()], None, 100),
+        // A journal that goes on from there, whether or not it has come to where the others are.
+        (vec![sink(300)], journal(50, 400), 400),
+        (vec![sink(300)], journal(100, 200), 200),
+        (vec![blank()], journal(50, 400), 400),
+        // What the slot still has of it was not told in time; no sink can be there.
+        (vec![sink(300)], journal(150, 400), 400),
+        // A journal that lacks what follows is of no use.
+        (vec![sink(300)], journal(20, 99), 100),
+        (vec![blank()], journal(20, 99), 100),
+    ];
+    for (sinks, journal, expected) in cases {
+        for ack in [Ack::Sink, Ack::Journal] {
+            let verdict = decide_without(&sinks, journal, ack, &source());
+            assert_eq!(verdict, Verdict::Resume { at: Lsn(expected) }, "{sinks:?} {journal:?}");
+        }
+    }
+}
+
+#[test]
+fn what_answered_is_judged_without_the_sink_that_is_away() {
+    let beyond = SourceFacts { slot: Some(slot(400)), ..source() };
+    let gap = decide_without(&[sink(300)], None, Ack::Sink, &beyond);
+    assert!(matches!(gap, Verdict::Halt(Halt::Gap { from: Lsn(300), to: Lsn(400), .. })), "{gap:?}");
+    let healed = decide_without(&[sink(300)], journal(300, 400), Ack::Sink, &beyond);
+    assert_eq!(healed, Verdict::Resume { at: Lsn(400) });
+    let behind = decide_without(&[sink(1001)], None, Ack::Sink, &source());
+    assert!(matches!(behind, Verdict::Halt(Halt::SourceBehind { .. })), "{behind:?}");
+    let behind = decide_without(&[blank()], journal(50, 1001), Ack::Sink, &source());
+    assert!(matches!(behind, Verdict::Halt(Halt::SourceBehind { .. })), "{behind:?}");
+    let unmade = SourceFacts { slot: None, ..source() };
+    assert_eq!(decide_without(&[blank()], None, Ack::Sink, &unmade), Verdict::Bootstrap { at: None });
+    let missing = decide_without(&[sink(200)], None, Ack::Sink, &unmade);
+    assert!(matches!(missing, Verdict::Halt(Halt::SlotMissing { .. })), "{missing:?}");
+}
+
+#[test]
 fn fenced_has_its_own_code() {
     let halt = Halt::Fenced { sink: "dwh".into() };
     halts(Verdict::Halt(halt), "fenced", 17, "another daemon took over sink \"dwh\"");
@@ -265,6 +318,26 @@ proptest! {
             prop_assert!(confirmed <= at.0 && at.0 <= flush);
             prop_assert!(ends.iter().all(|end| *end <= flush));
             prop_assert!(at.0 == lowest || (first <= lowest && at.0 == first + length));
+        }
+    }
+
+    /// What a sink that is away may need, from the slot's position on, comes either from the journal or from the stream.
+    #[test]
+    fn resume_without_a_sink_leaves_nothing_out_for_it(
+        ends in prop::collection::vec(prop::option::of(0_u64..40), 1..4), confirmed in 0_u64..40, flush in 0_u64..40,
+        held in prop::option::of((0_u64..40, 0_u64..40)), ack in prop::sample::select(vec![Ack::Sink, Ack::Journal]),
+    ) {
+        let sinks: Vec<_> = ends.iter().map(|end| end.map_or_else(blank, sink)).collect();
+        let source = SourceFacts { slot: Some(slot(confirmed)), flush_lsn: Lsn(flush), ..source() };
+        let held = held.map(|(first, length)| (first, first + length));
+        let range = held.and_then(|(first, end)| journal(first, end));
+        if let Verdict::Resume { at } = decide_without(&sinks, range, ack, &source) {
+            prop_assert!(confirmed <= at.0 && (at.0 <= flush || ends.iter().all(Option::is_none)));
+            let begins_anew = at.0 == confirmed;
+            let goes_on = held.is_some_and(|(first, end)| {
+                at.0 == end && ends.iter().flatten().all(|end| first <= *end)
+            });
+            prop_assert!(begins_anew || goes_on, "{at} of {held:?}");
         }
     }
 

@@ -12,7 +12,7 @@ use tailwater::postgres::server::server;
 use tailwater::postgres::url::PgUrl;
 use tailwater::source::probe::{SourceProbe, probe};
 use tailwater::source::setup::SetupPlan;
-use tailwater::verdict::{Ack, Halt, Verdict, decide};
+use tailwater::verdict::{Ack, Halt, Sinks, Verdict, decide};
 
 use crate::support::certificates::Certificates;
 use crate::support::cluster::{Cluster, Options, Stop};
@@ -142,7 +142,10 @@ async fn h28_setup_makes_publication_then_slot_and_then_has_nothing_to_do() -> R
         let slot = there.slot.clone().context("the slot was made")?;
         ensure!(slot.failover == (version.major() >= 17) && slot.lost("postgres").is_none(), "{version}: {slot:?}");
         let at = slot.confirmed_flush;
-        ensure!(decide(&[], None, Ack::Sink, &there.facts(None)) == Verdict::Bootstrap { at }, "{version}");
+        ensure!(
+            decide(Sinks { read: &[], unread: &[] }, None, Ack::Sink, &there.facts(None)) == Verdict::Bootstrap { at },
+            "{version}"
+        );
         let publication = there.publication.context("the publication was made")?;
         ensure!(publication.via_root && publication.all_operations, "{version}: {publication:?}");
         let columns = (version.major() >= 15).then(|| vec!["id".to_owned(), "we\"ird".to_owned()]);
@@ -223,7 +226,7 @@ async fn h18_lost_slot_is_seen_on_every_major() -> Result<()> {
             session.client.batch_execute(fill).await.map_err(SqlError::from)?;
             session.client.batch_execute("SELECT pg_switch_wal(); CHECKPOINT").await.map_err(SqlError::from)?;
         }
-        let verdict = decide(&[], None, Ack::Sink, &look(&session).await?.facts(None));
+        let verdict = decide(Sinks { read: &[], unread: &[] }, None, Ack::Sink, &look(&session).await?.facts(None));
         ensure!(
             matches!(&verdict, Verdict::Halt(Halt::SlotLost { reason, .. }) if reason == "wal_removed"),
             "{verdict:?}"

@@ -11,7 +11,7 @@ use super::{Asked, Way};
 use crate::batch::{BatchEnd, BatchLimits, Builder, Taken, Taking};
 use crate::checkpoint::Checkpoint;
 use crate::cli::Exit;
-use crate::commands::live::{Ends, Patience, connect_all, look};
+use crate::commands::live::{Ends, connect_all, look};
 use crate::commands::{refuse_journal, runtime, say, say_error, show};
 use crate::journal::{Follower, Held, Item, NotHeld, Start, follow, lock};
 use crate::lsn::Lsn;
@@ -35,7 +35,7 @@ pub fn run(asked: &Asked<'_>) -> Result<(), Exit> {
         let _lock = lock(&asked.dir()).map_err(|error| refuse_journal(asked.source, &error))?;
         let follower = asked.follow()?;
         let (from, held) = (follower.from(), follower.held());
-        let mut ends = connect_all(asked.config, Patience::None).await;
+        let mut ends = connect_all(asked.config).await;
         let Settled { resolved, findings: found, .. } = look(asked.config, asked.files, &mut ends).await;
         ends.findings.0.extend(found.0);
         show(asked.cli, &ends.findings);

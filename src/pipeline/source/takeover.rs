@@ -1,14 +1,20 @@
 //! Becoming the one daemon of a source: wait as standby, decide, start the stream, fence whoever was before.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_postgres::Client;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{STANDBY_PAUSE, Source, pause};
 use crate::checkpoint::SourceIdentity;
 use crate::config::Ack;
 use crate::diagnostic::chain;
 use crate::journal::{Journal, JournalError};
+use crate::ledger::Unread;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
 use crate::pipeline::link::{SinkLink, SinkTables};
@@ -21,8 +27,11 @@ use crate::source::history::read_history;
 use crate::source::probe::{SourceProbe, probe};
 use crate::telemetry::handles::Stage;
 use crate::telemetry::status::SourceState;
-use crate::verdict::{self, Halt, JournalRange, SinkState, Verdict};
+use crate::verdict::{self, Halt, JournalRange, SinkState, Sinks, Verdict};
 use crate::wire::{ReplicationConnection, WireError};
+
+/// How long a sink may take to say what it holds; it is asked for little, or makes its state tables.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// A sink as it was read at the start.
 struct SinkView {
@@ -35,10 +44,30 @@ struct SinkView {
 pub(super) struct Taken {
     pub(super) connection: ReplicationConnection,
     pub(super) at: Lsn,
-    pub(super) epochs: Vec<i64>,
-    pub(super) durable: Vec<Durable>,
     pub(super) identity: SourceIdentity,
-    pub(super) tables: Vec<SinkTables>,
+    pub(super) sinks: Vec<TakenSink>,
+    /// The others, each of which holds back what is confirmed.
+    pub(super) unread: Vec<Unread>,
+    /// Those of them, by link, that answered when the run was prepared and do not any more.
+    pub(super) lost: Vec<usize>,
+}
+
+/// A sink that was read and now takes changes from us alone.
+pub(super) struct TakenSink {
+    /// Of the link.
+    pub(super) index: usize,
+    pub(super) epoch: i64,
+    pub(super) durable: Durable,
+    pub(super) tables: SinkTables,
+}
+
+/// A stream that was started.
+pub(super) struct Started {
+    pub(super) connection: ReplicationConnection,
+    pub(super) at: Lsn,
+    found: SourceProbe,
+    /// What the source had been told, and now nobody else can tell it.
+    confirmed: Lsn,
 }
 
 /// A step of the start that did not lead on.
@@ -95,36 +124,50 @@ impl Source {
 
     async fn try_take_over(&self, journal: &Journal) -> Result<Taken, Stuck> {
         // The sinks first: what they hold, the source's WAL then has.
-        let mut views = Vec::new();
-        for link in &self.links {
-            views.push(self.read_sink(link).await?);
-        }
-        let states: Vec<_> = self.links.iter().zip(&views).map(|(link, view)| sink_state(link, view)).collect();
-        let (connection, found, at) = self.start_stream(journal, &states).await?;
-        let identity = found.identity();
-        let mut epochs = Vec::new();
-        let mut durable = Vec::new();
-        for (link, view) in self.links.iter().zip(&views) {
-            let stored = self.first_checkpoint(link, view, at, &identity).await?;
+        let (views, lost) = self.read_sinks().await?;
+        let states: Vec<_> = views.iter().map(|(index, view)| sink_state(&self.links[*index], view)).collect();
+        let lost_names = lost.iter().map(|index| self.links[*index].name.clone());
+        let unread: Vec<_> = self.absent.iter().cloned().chain(lost_names).collect();
+        let started = self.start_stream(journal, Sinks { read: &states, unread: &unread }).await?;
+        let identity = started.found.identity();
+        let mut sinks = Vec::new();
+        for (index, view) in views {
+            let link = &self.links[index];
+            let stored = self.first_checkpoint(link, &view, started.at, &identity).await?;
             let epoch = view.session.take_over(&self.name, &stored, identity.timeline).await;
-            match epoch.map_err(|message| Stuck::Wait(Stage::Connect, message))? {
-                Some(epoch) => epochs.push(epoch),
-                // Somebody wrote after we read: decide again with what is there now.
-                None => return Err(Stuck::StandBy),
-            }
-            durable.push(Durable::read_back(&link.name, stored.checkpoint));
+            // Where somebody wrote after we read: decide again with what is there now.
+            let epoch = epoch.map_err(|message| Stuck::Wait(Stage::Connect, message))?.ok_or(Stuck::StandBy)?;
+            let durable = Durable::read_back(&link.name, stored.checkpoint);
+            sinks.push(TakenSink { index, epoch, durable, tables: view.tables });
         }
-        let tables = views.into_iter().map(|view| view.tables).collect();
-        Ok(Taken { connection, at, epochs, durable, identity, tables })
+        for &index in &lost {
+            let name = &self.links[index].name;
+            warn!(source = %self.name, sink = %name, "sink does not answer any more, going on without it");
+            self.context.board.pair_waits(&self.name, name, &format!("sink \"{name}\""));
+        }
+        let unread = unread.iter().map(|sink| Unread::new(sink, started.confirmed)).collect();
+        Ok(Taken { connection: started.connection, at: started.at, identity, sinks, unread, lost })
     }
 
-    async fn read_sink(&self, link: &SinkLink) -> Result<SinkView, Stuck> {
-        let failed = |message: String| Stuck::Wait(Stage::Connect, format!("sink \"{}\": {message}", link.name));
-        let session = link.connect("tailwater start").await.map_err(failed)?;
-        session.ensure_state().await.map_err(failed)?;
-        let stored = session.read_checkpoint(&self.name).await.map_err(failed)?;
-        let tables = session.read_tables(&self.name).await.map_err(failed)?;
-        Ok(SinkView { session, stored, tables: SinkTables::new(link, tables) })
+    /// Reads all sinks at once: what each holds, and which of them do not say so, by link.
+    async fn read_sinks(&self) -> Result<(Vec<(usize, SinkView)>, Vec<usize>), Stuck> {
+        let reads = join_all(self.links.iter().map(|link| read_sink(link))).await;
+        let (mut views, mut lost, mut first) = (Vec::new(), Vec::new(), None);
+        for (index, read) in reads.into_iter().enumerate() {
+            match read {
+                Ok(view) => views.push((index, view)),
+                Err(message) => {
+                    let name = &self.links[index].name;
+                    self.context.board.error(Stage::Connect, "start", name, &message);
+                    first.get_or_insert_with(|| format!("sink \"{name}\": {message}"));
+                    lost.push(index);
+                }
+            }
+        }
+        match first {
+            Some(message) if views.is_empty() => Err(Stuck::Wait(Stage::Connect, message)),
+            _ => Ok((views, lost)),
+        }
     }
 
     /// A sink that holds nothing yet begins where the stream begins; its tables are copied later than that.
@@ -145,11 +188,7 @@ impl Source {
     }
 
     /// Decides whether and where to go on, and starts the stream there.
-    pub(super) async fn start_stream(
-        &self,
-        journal: &Journal,
-        states: &[SinkState],
-    ) -> Result<(ReplicationConnection, SourceProbe, Lsn), Stuck> {
+    pub(super) async fn start_stream(&self, journal: &Journal, sinks: Sinks<'_>) -> Result<Started, Stuck> {
         let connection = connect(&self.url, "tailwater start").await;
         let client =
             connection.map_err(|error| Stuck::Wait(Stage::Connect, format!("source: {}", chain(&error))))?.client;
@@ -157,7 +196,7 @@ impl Source {
         let found = self.probe(&client).await?;
         let held = journal.held();
         let range = held.map(|held| JournalRange { first: held.first, end: held.end.end_lsn, timeline: None });
-        let known = states.iter().filter_map(|state| state.identity.as_ref()).map(|identity| identity.timeline);
+        let known = sinks.read.iter().filter_map(|state| state.identity.as_ref()).map(|identity| identity.timeline);
         let timeline = found.server.timeline;
         let mut history = None;
         if known.into_iter().any(|known| known != timeline) {
@@ -168,7 +207,7 @@ impl Source {
             Ack::Sink => verdict::Ack::Sink,
             Ack::Journal => verdict::Ack::Journal,
         };
-        let at = match verdict::decide(states, range, ack, &found.facts(history)) {
+        let at = match verdict::decide(sinks, range, ack, &found.facts(history)) {
             Verdict::Resume { at } | Verdict::Bootstrap { at: Some(at) } => at,
             Verdict::Bootstrap { at: None } => {
                 let slot = &self.config.slot;
@@ -189,10 +228,10 @@ impl Source {
         let again = self.probe(&client).await?;
         let confirmed = again.slot.and_then(|slot| slot.confirmed_flush).unwrap_or_default();
         if confirmed > at {
-            let sink = states.first().map(|state| state.name.clone()).unwrap_or_default();
+            let sink = sinks.read.first().map(|state| state.name.clone()).unwrap_or_default();
             return Err(Halt::Gap { sink, from: at, to: confirmed, ack }.into());
         }
-        Ok((wire, found, at))
+        Ok(Started { connection: wire, at, found, confirmed })
     }
 
     async fn probe(&self, client: &Client) -> Result<SourceProbe, Stuck> {
@@ -203,6 +242,43 @@ impl Source {
     async fn replication_connection(&self) -> Result<ReplicationConnection, Stuck> {
         let url = self.url.clone();
         blocking(move || ReplicationConnection::connect(&url, "tailwater stream")).await
+    }
+}
+
+/// What a sink holds of the link's source.
+///
+/// # Errors
+/// Why it does not say, as text without secrets.
+async fn read_sink(link: &SinkLink) -> Result<SinkView, String> {
+    let read = async {
+        let session = link.connect("tailwater start").await?;
+        session.ensure_state().await?;
+        let stored = session.read_checkpoint(&link.source).await?;
+        let tables = session.read_tables(&link.source).await?;
+        Ok(SinkView { session, stored, tables: SinkTables::new(link, tables) })
+    };
+    let late = |_| format!("no answer within {} s", READ_WITHIN.as_secs());
+    timeout(READ_WITHIN, read).await.map_err(late)?
+}
+
+/// Looks for a sink that the run goes on without, until it says what it holds.
+pub(super) async fn back(link: Arc<SinkLink>, mut stop: watch::Receiver<bool>) -> End {
+    let mut backoff = Backoff::new(u64::from(std::process::id()));
+    loop {
+        if pause(backoff.next().unwrap_or_default(), &mut stop).await {
+            return End::Stopped;
+        }
+        let read = tokio::select! {
+            read = read_sink(&link) => read,
+            _ = stop.changed() => return End::Stopped,
+        };
+        match read {
+            Ok(_) => {
+                info!(source = %link.source, sink = %link.name, "sink answers again");
+                return End::Back;
+            }
+            Err(error) => debug!(source = %link.source, sink = %link.name, %error, "sink does not answer"),
+        }
     }
 }
 

@@ -45,6 +45,7 @@ fn document() -> Status {
             rows: 24_690,
             transactions: 2_469,
             stalled_seconds: 0.0,
+            waiting: None,
         }],
         tables: vec![
             table("dwh.d_course", TableState::Streaming, None),
