@@ -79,6 +79,38 @@ async fn projects_side_by_side_are_the_same_star_in_both_warehouses() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn project_that_is_down_at_the_start_joins_the_others_later() -> Result<()> {
+    let mut stage = Stage::start("sessions-absent", &PROJECTS).await?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    daemon.terminate()?;
+
+    stage.live_steps(10).await?;
+    stage.west.kill9();
+    let mut daemon = stage.home.run()?;
+    let others = ["project_a", "project_b"];
+    stage.live_steps_of(&others, 20).await?;
+    stage.execute("rates", RATES).await?;
+    for source in others.into_iter().chain(["rates"]) {
+        stage.catch_up_with(source, &mut daemon).await?;
+    }
+    let metrics = daemon.metrics()?;
+    for (source, connected) in [("project_a", 1.0), ("project_b", 1.0), ("rates", 1.0), ("project_c", 0.0)] {
+        ensure!(metrics[&format!("tailwater_source_connected{{source=\"{source}\"}}")] == connected, "{source}");
+    }
+    let page = stage.home.must(&["status"])?;
+    ensure!(page.contains("waiting for source \"project_c\""), "{page}");
+    let ready = daemon.get("/readyz")?;
+    ensure!(ready.status == 503 && ready.body.contains("project_c"), "{} {}", ready.status, ready.body);
+
+    stage.west.resume()?;
+    stage.live_steps(10).await?;
+    stage.catch_up(&mut daemon).await?;
+    stage.assert_equal("the project joined").await?;
+    daemon.terminate()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_more_project_is_one_more_source_and_a_name() -> Result<()> {
     let mut stage = Stage::start("sessions-more", &PROJECTS).await?;
     let mut daemon = stage.home.run()?;

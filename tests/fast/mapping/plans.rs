@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tailwater::catalog::{ReplicaIdentity, Table, TypeKind};
 use tailwater::mapping::plan::{DeleteMode, InputFrom, Mask, Meta, Mode, OutputFrom, Plan};
-use tailwater::mapping::resolve::{Live, resolve};
+use tailwater::mapping::resolve::{AbsentEnd, Live, resolve};
 
 use super::{config, full, headed, live, parse, resolved_whole, table, with};
 
@@ -63,6 +63,26 @@ fn without_a_primary_key_whole_old_rows_are_found_by_all_that_is_mapped() {
     assert!(plan.is_multiset());
     assert_eq!((plan.key.len(), &plan.key_inputs[..]), (0, &[0, 1][..]));
     assert!(plan.inputs.iter().all(|input| !input.toastable), "the whole old row is sent");
+}
+
+#[test]
+fn pair_that_lacks_an_end_is_not_forgotten() {
+    let text = "source = [\"lms\", \"other\"]\nsink = [\"warehouse\", \"second\"]\n\
+                [table.\"dwh.d\"]\nfrom = \"public.a\"\nkey = [\"s\", \"id\"]\n\
+                columns = { id = \"id\", s = { meta = \"source\" } }\n";
+    let target = table("dwh.d", &["s text!", "id integer!"], &["s", "id"]);
+    let live = live(vec![source()], vec![target]);
+    let (resolved, _) = resolve(&config(), &[parse(text)], &live);
+    let absent = resolved.absent.iter().map(|one| (one.source.as_str(), one.sink.as_str(), one.end));
+    let expected = [
+        ("lms", "second", AbsentEnd::Sink),
+        ("other", "warehouse", AbsentEnd::Source),
+        ("other", "second", AbsentEnd::Source),
+    ];
+    assert!(absent.eq(expected), "{:?}", resolved.absent);
+    assert!(resolved.absent.iter().all(|absent| absent.targets.iter().map(ToString::to_string).eq(["dwh.d"])));
+    let [plan] = &resolved.plans[..] else { panic!("{:?}", resolved.plans) };
+    assert!(plan.shared_target, "how a table is shared is configured, whoever answers");
 }
 
 #[test]
