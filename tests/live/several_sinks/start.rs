@@ -51,6 +51,14 @@ impl Stage {
     }
 
     /// Once the server has seen that the daemon is gone.
+    async fn wait_confirmed(&self, target: Lsn) -> Result<()> {
+        eventually(SOON, "the source is told", async || {
+            let confirmed = self.confirmed().await?;
+            Ok(if confirmed >= target { Look::Yes(()) } else { Look::NotYet(format!("{confirmed} of {target}")) })
+        })
+        .await
+    }
+
     async fn advance_slot(&self, to: Lsn) -> Result<()> {
         let sql = format!("SELECT pg_replication_slot_advance('{SLOT}', '{to}')");
         eventually(SOON, "the slot moves", async || {
@@ -101,11 +109,7 @@ async fn h01_start_without_a_sink_serves_the_other_and_keeps_all_for_the_first()
         stage.change().await?;
         stage.assert_equal("both are there again", &mut daemon).await?;
         let target = flushed(&stage.source.connect(DATABASE).await?).await?;
-        eventually(SOON, "the source is told again what both hold", async || {
-            let confirmed = stage.confirmed().await?;
-            Ok(if confirmed >= target { Look::Yes(()) } else { Look::NotYet(format!("{confirmed} of {target}")) })
-        })
-        .await?;
+        stage.wait_confirmed(target).await?;
         ensure!(daemon.get("/readyz")?.status == 200, "{}", daemon.get("/readyz")?.body);
         daemon.terminate()?;
     }
@@ -132,9 +136,9 @@ async fn h07_journal_keeps_what_a_sink_needs_that_was_not_read() -> Result<()> {
     let mut stage = Stage::filled("several-ack-journal", ACK_JOURNAL).await?;
     for (sick, well) in EACH {
         stage.inflict(Trouble::Down, sick);
-        let confirmed = stage.confirmed().await?;
         let mut daemon = stage.start_without(sick, well).await?;
-        ensure!(stage.confirmed().await? > confirmed, "the source waits for the sink");
+        // Nobody else has it any more.
+        stage.wait_confirmed(stage.stands(well).await?).await?;
         daemon.kill9();
         let mut daemon = stage.start_without(sick, well).await?;
         stage.heal(Trouble::Down, sick)?;
