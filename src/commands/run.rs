@@ -1,7 +1,7 @@
 //! `tailwater run`: the daemon.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -30,6 +30,8 @@ use crate::telemetry::status::SourceState;
 
 /// Wait of a standby before it looks again.
 const STANDBY_PAUSE: Duration = Duration::from_secs(1);
+/// After a run that lasted so long, an end that comes back interrupts at once again.
+const CALM: Duration = Duration::from_secs(60);
 
 pub fn run(cli: &Cli, args: &Run) -> Exit {
     let config = match load_config(cli) {
@@ -60,7 +62,7 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
         }
     };
     let mut roll_call = RollCall::new(config.clone(), &files);
-    let mut settled = tokio::select! {
+    let settled = tokio::select! {
         settled = prepare(&config, &files, Occasion::Start, &mut roll_call, Ends::default()) => match settled {
             Ok(settled) => settled,
             Err(end) => return finish(end),
@@ -98,35 +100,9 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
     let on_halt = config.on_halt;
     let mut until_stopped = stopped.clone();
     let context = Arc::new(Context { config, metrics, board, stop: stopped });
-    let end = loop {
-        report(&context, &settled.reports);
-        let mut known = Ends::default();
-        let back = async { known = roll_call.back().await };
-        let end = pipeline::run(context.clone(), &settled.resolved, back).await;
-        let before = &settled.resolved;
-        let occasion = match &end {
-            End::Drift(drift) => {
-                drift::announce(drift);
-                Occasion::Drift { drift, before }
-            }
-            End::Back => Occasion::Back { before },
-            End::Stopped | End::Halt(_) | End::NotSetUp(_) | End::Failed(_) => break end,
-        };
-        for plan in &before.plans {
-            context.board.source_state(&plan.source, SourceState::Connecting);
-        }
-        let again = tokio::select! {
-            again = prepare(&context.config, &files, occasion, &mut roll_call, known) => again,
-            _ = until_stopped.wait_for(|stop| *stop) => break End::Stopped,
-        };
-        match again {
-            Ok(again) if again.findings.has_errors() => {
-                show(cli, &again.findings);
-                return Exit::Findings;
-            }
-            Ok(again) => settled = again,
-            Err(end) => break end,
-        }
+    let end = match runs(cli, &context, &files, roll_call, settled).await {
+        Ok(end) => end,
+        Err(exit) => return exit,
     };
     let stays = on_halt == OnHalt::Stay && matches!(end, End::Halt(_));
     let exit = finish(end);
@@ -136,6 +112,58 @@ async fn daemon(cli: &Cli, config: Config) -> Exit {
         let _ = until_stopped.wait_for(|stop| *stop).await;
     }
     exit
+}
+
+/// One run after the other, until one of them ends for good. `Err` if what a run would begin with is wrong; that has been said.
+async fn runs(
+    cli: &Cli,
+    context: &Arc<Context>,
+    files: &[MappingFile],
+    mut roll_call: RollCall,
+    mut settled: Settled,
+) -> Result<End, Exit> {
+    let mut until_stopped = context.stop.clone();
+    // An end that comes and goes must not interrupt the others all the time.
+    let mut interruptions = Backoff::new(u64::from(std::process::id()));
+    let mut quiet = Duration::ZERO;
+    loop {
+        report(context, &settled.reports);
+        let began = Instant::now();
+        let mut known = Ends::default();
+        let back = async {
+            tokio::time::sleep(quiet).await;
+            known = roll_call.back().await;
+        };
+        let end = pipeline::run(context.clone(), &settled.resolved, back).await;
+        let before = &settled.resolved;
+        let occasion = match &end {
+            End::Drift(drift) => {
+                drift::announce(drift);
+                Occasion::Drift { drift, before }
+            }
+            End::Back => Occasion::Back { before },
+            End::Stopped | End::Halt(_) | End::NotSetUp(_) | End::Failed(_) => return Ok(end),
+        };
+        if began.elapsed() >= CALM {
+            interruptions.reset();
+        }
+        quiet = interruptions.next().unwrap_or_default();
+        for plan in &before.plans {
+            context.board.source_state(&plan.source, SourceState::Connecting);
+        }
+        let again = tokio::select! {
+            again = prepare(&context.config, files, occasion, &mut roll_call, known) => again,
+            _ = until_stopped.wait_for(|stop| *stop) => return Ok(End::Stopped),
+        };
+        match again {
+            Ok(again) if again.findings.has_errors() => {
+                show(cli, &again.findings);
+                return Err(Exit::Findings);
+            }
+            Ok(again) => settled = again,
+            Err(end) => return Ok(end),
+        }
+    }
 }
 
 /// Both ends as they are now, and what is to run between them. Waits until there is something: ends that do not answer are left

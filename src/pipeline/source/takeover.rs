@@ -33,6 +33,9 @@ use crate::wire::{ReplicationConnection, WireError};
 /// How long a sink may take to say what it holds; it is asked for little, or makes its state tables.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
+/// A sink that answers one question and not the next is looked for no sooner: coming back, it interrupts the others.
+const BACK_AFTER: Duration = Duration::from_secs(5);
+
 /// A sink as it was read at the start.
 struct SinkView {
     session: SinkSession,
@@ -265,7 +268,7 @@ async fn read_sink(link: &SinkLink) -> Result<SinkView, String> {
 pub(super) async fn back(link: Arc<SinkLink>, mut stop: watch::Receiver<bool>) -> End {
     let mut backoff = Backoff::new(u64::from(std::process::id()));
     loop {
-        if pause(backoff.next().unwrap_or_default(), &mut stop).await {
+        if pause(backoff.next().unwrap_or_default().max(BACK_AFTER), &mut stop).await {
             return End::Stopped;
         }
         let read = tokio::select! {
