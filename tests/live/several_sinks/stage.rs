@@ -22,6 +22,16 @@ pub enum Which {
     ClickHouse,
 }
 
+impl Which {
+    /// In the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            ToPostgres => "pg",
+            ToClickHouse => "ch",
+        }
+    }
+}
+
 pub use Which::{ClickHouse as ToClickHouse, Postgres as ToPostgres};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,20 +70,24 @@ impl Stage {
     }
 
     pub fn configure(&self, sinks: &[Which]) -> Result<()> {
+        let names: Vec<_> = sinks.iter().map(|sink| format!("\"{}\"", sink.name())).collect();
+        let mapping = format!("source = \"src\"\nsink = [{}]\n\n{TABLE}", names.join(", "));
+        self.home.configure(&self.config(sinks), &[("mapping.toml", &mapping)])?;
+        self.home.setup()
+    }
+
+    pub fn config(&self, sinks: &[Which]) -> String {
         let url = self.source.url(DATABASE);
         let mut config = format!("[source.src]\nurl = \"{url}\"\nheartbeat = \"500ms\"\n{}\n\n", self.options);
-        let mut names = Vec::new();
         for sink in sinks {
-            let (name, kind, url) = match sink {
-                ToPostgres => ("pg", "postgres", self.postgres.url(DATABASE)),
-                ToClickHouse => ("ch", "clickhouse", self.server.url("")),
+            let (kind, url) = match sink {
+                ToPostgres => ("postgres", self.postgres.url(DATABASE)),
+                ToClickHouse => ("clickhouse", self.server.url("")),
             };
+            let name = sink.name();
             config.push_str(&format!("[sink.{name}]\nkind = \"{kind}\"\nurl = \"{url}\"\nidle_record = \"200ms\"\n\n"));
-            names.push(format!("\"{name}\""));
         }
-        let mapping = format!("source = \"src\"\nsink = [{}]\n\n{TABLE}", names.join(", "));
-        self.home.configure(&config, &[("mapping.toml", &mapping)])?;
-        self.home.setup()
+        config
     }
 
     /// Every kind of change, some of it new each time; up to where the sinks have to come to hold it.

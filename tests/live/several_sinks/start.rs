@@ -17,17 +17,10 @@ const BOTH: [Which; 2] = [ToPostgres, ToClickHouse];
 /// The slot advances with the journal, of which nothing stays that is not held.
 const ACK_JOURNAL: &str = "ack = \"journal\"\njournal = { retention = \"0s\", segment_bytes = \"64KiB\" }";
 
-fn name(sink: Which) -> &'static str {
-    match sink {
-        ToPostgres => "pg",
-        ToClickHouse => "ch",
-    }
-}
-
 /// How often daemons of this home have said that they wait for the sink.
 fn times_said(home: &Home, sink: Which) -> Result<usize> {
     let log = fs::read_to_string(home.path().join("log"))?;
-    Ok(log.matches(&format!("waiting for sink \"{}\"", name(sink))).count())
+    Ok(log.matches(&format!("waiting for sink \"{}\"", sink.name())).count())
 }
 
 impl Stage {
@@ -71,7 +64,7 @@ impl Stage {
 
 /// Everything that tells of the daemon says who is missing, and that this is no reason to start it again.
 fn says_who_is_missing(daemon: &Daemon, home: &Home, sick: Which) -> Result<()> {
-    let sink = format!("sink \"{}\"", name(sick));
+    let sink = format!("sink \"{}\"", sick.name());
     let page = home.must(&["status"])?;
     ensure!(page.contains(&format!("waiting for {sink}")), "{page}");
     let ready = daemon.get("/readyz")?;
@@ -79,7 +72,7 @@ fn says_who_is_missing(daemon: &Daemon, home: &Home, sick: Which) -> Result<()> 
     ensure!(daemon.get("/healthz")?.status == 200, "a sink that is away is no stall");
     let metrics = daemon.metrics()?;
     ensure!(metrics["tailwater_source_connected{source=\"src\"}"] == 1.0);
-    let lag = |metric: &str| metrics[&format!("{metric}{{sink=\"{}\",source=\"src\"}}", name(sick))];
+    let lag = |metric: &str| metrics[&format!("{metric}{{sink=\"{}\",source=\"src\"}}", sick.name())];
     let (bytes, seconds) = (lag("tailwater_replication_lag_bytes"), lag("tailwater_replication_lag_seconds"));
     // Counted from what the sink surely holds, not from nothing.
     ensure!((1.0..16e6).contains(&bytes) && seconds > 0.0, "{bytes} bytes, {seconds} s behind");
@@ -210,4 +203,52 @@ async fn sink_that_refuses_ends_the_start_whoever_else_is_away() -> Result<()> {
     let status = daemon.wait_ended(SOON)?;
     ensure!(status.code() == Some(3) && daemon.log().contains("nowhere"), "it ended with {status}: {}", daemon.log());
     Ok(())
+}
+
+/// One that follows what the source's table becomes, and one that names its columns.
+const MAPPINGS: [(&str, &str); 2] = [
+    (
+        "mapping.toml",
+        "source = \"src\"\nsink = \"pg\"\n[table.\"mirror.entries\"]\nfrom = \"public.entries\"\ncolumns = \"*\"\n",
+    ),
+    (
+        "named.toml",
+        "source = \"src\"\nsink = \"ch\"\n[table.\"mirror.entries\"]\nfrom = \"public.entries\"\n\
+         columns = { id = \"id\", filler = \"filler\", n = \"n\" }\n",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h32_table_that_changes_while_a_sink_is_away_is_followed() -> Result<()> {
+    let mut stage = Stage::filled("several-changes", "").await?;
+    stage.home.configure(&stage.config(&BOTH), &MAPPINGS)?;
+    let mut daemon = stage.home.run()?;
+    stage.assert_equal("a start", &mut daemon).await?;
+
+    // The daemon looks at all ends again, and one is not there.
+    stage.inflict(Trouble::Down, ToClickHouse);
+    let said = times_said(&stage.home, ToClickHouse)?;
+    stage.source.execute(DATABASE, "ALTER TABLE entries ADD COLUMN first int DEFAULT 5").await?;
+    let target = stage.change().await?;
+    stage.wait(ToPostgres, target, &mut daemon).await.context("ClickHouse is away")?;
+    ensure!(times_said(&stage.home, ToClickHouse)? == said + 1, "{}", daemon.log());
+    daemon.terminate()?;
+    let confirmed = stage.confirmed().await?;
+    let mut daemon = stage.start_without(ToClickHouse, ToPostgres).await?;
+    ensure!(stage.confirmed().await? == confirmed, "the source was told more");
+    stage.heal(Trouble::Down, ToClickHouse)?;
+    stage.assert_equal("ClickHouse came back", &mut daemon).await?;
+    daemon.terminate()?;
+
+    // The one that follows comes back to a table that is another.
+    stage.inflict(Trouble::Down, ToPostgres);
+    stage.source.execute(DATABASE, "ALTER TABLE entries ADD COLUMN second int DEFAULT 6").await?;
+    let mut daemon = stage.start_without(ToPostgres, ToClickHouse).await?;
+    stage.heal(Trouble::Down, ToPostgres)?;
+    stage.assert_equal("Postgres came back", &mut daemon).await?;
+    let sql = "SELECT count(*) FILTER (WHERE first = 5 AND second = 6), count(*) FROM mirror.entries";
+    let row = stage.postgres.connect(DATABASE).await?.query_one(sql, &[]).await?;
+    let (followed, all): (i64, i64) = (row.get(0), row.get(1));
+    ensure!(followed == all, "{followed} of {all} rows have the new columns");
+    daemon.terminate()
 }
