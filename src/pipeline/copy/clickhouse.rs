@@ -14,7 +14,7 @@ use crate::journal::Hold;
 use crate::lsn::Lsn;
 use crate::postgres::error::describe;
 use crate::sink::any::SinkSession;
-use crate::sink::clickhouse::load::{ClickHouseLoader, LoadError};
+use crate::sink::clickhouse::load::{ClickHouseLoader, Landed, LoadError, TableLoad};
 use crate::sink::state::TableState;
 use crate::source::snapshot::{self, Chunk, Leaf, Snapshot};
 
@@ -58,7 +58,7 @@ async fn copy_table(
     loader: &ClickHouseLoader,
 ) -> Result<u64, Broken> {
     let plan = &job.link.plans[plan_index];
-    loader.begin_table(plan).await.map_err(|error| broken(job, plan_index, error))?;
+    let table = loader.begin_table(plan).await.map_err(|error| broken(job, plan_index, error))?;
     job.observed.table_state(plan_index, TableState::Copying);
     let copying = Copying {
         plan_index,
@@ -67,8 +67,8 @@ async fn copy_table(
         copied: AtomicU64::new(0),
         next: AtomicUsize::new(0),
     };
-    copying.report(job, 0);
-    try_join_all(snapshot.readers().iter().map(|reader| copying.run(job, loader, reader))).await?;
+    copying.report(job, Landed { rows: 0, coerced: 0 });
+    try_join_all(snapshot.readers().iter().map(|reader| copying.run(job, &table, reader))).await?;
     Ok(copying.copied.into_inner())
 }
 
@@ -82,25 +82,26 @@ struct Copying {
 }
 
 impl Copying {
-    fn report(&self, job: &CopyJob, rows: u64) {
-        let copied = self.copied.fetch_add(rows, Ordering::Relaxed) + rows;
+    fn report(&self, job: &CopyJob, landed: Landed) {
+        let copied = self.copied.fetch_add(landed.rows, Ordering::Relaxed) + landed.rows;
         job.observed.copying(self.plan_index, copied, self.estimated.max(copied));
+        let metrics = &job.observed.tables[self.plan_index];
+        metrics.snapshot_rows.inc_by(landed.rows);
+        metrics.value_coerced.inc_by(landed.coerced);
     }
 
     /// One connection takes chunk after chunk.
-    async fn run(&self, job: &CopyJob, loader: &ClickHouseLoader, reader: &Client) -> Result<(), Broken> {
-        let plan = &job.link.plans[self.plan_index];
+    async fn run(&self, job: &CopyJob, table: &TableLoad<'_>, reader: &Client) -> Result<(), Broken> {
+        let report = |landed| self.report(job, landed);
+        let failed = |error| broken(job, self.plan_index, error);
+        let mut lane = table.lane(reader);
         loop {
             let place = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(chunk) = self.chunks.get(place) else { break };
             let range = u32::try_from(place).expect("a table has fewer than 2^32 ranges of blocks");
-            let loaded = loader.load(plan, chunk, range, reader, |rows| self.report(job, rows)).await;
-            let (rows, coerced) = loaded.map_err(|error| broken(job, self.plan_index, error))?;
-            let metrics = &job.observed.tables[self.plan_index];
-            metrics.snapshot_rows.inc_by(rows);
-            metrics.value_coerced.inc_by(coerced);
+            lane.load(chunk, range, report).await.map_err(failed)?;
         }
-        Ok(())
+        lane.end(report).await.map_err(failed)
     }
 }
 

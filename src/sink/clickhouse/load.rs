@@ -1,12 +1,15 @@
 //! Loading a snapshot into ClickHouse: binary COPY out of the source, row by row into RowBinary, in large inserts.
 //!
-//! Every row stands at the snapshot's point, below every change that comes after it.
+//! Every row stands at the snapshot's point, below every change that comes after it. Each reader fills inserts of its own,
+//! over the ends of chunks, and goes on while the last one is under way.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::task::JoinHandle;
+use tokio_postgres::Client;
 
 use super::Server;
 use super::encode::{RowEncoder, RowMeta, first_snapshot_version, snapshot_version};
@@ -16,7 +19,7 @@ use super::statements::TableStatements;
 use crate::catalog::quote_ident;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
-use crate::mapping::plan::{Input, InputFrom, Mode, Plan};
+use crate::mapping::plan::{InputFrom, Mode, Plan};
 use crate::retry::Retry;
 use crate::sink::state::TableState;
 use crate::source::snapshot::Chunk;
@@ -63,11 +66,12 @@ impl ClickHouseLoader {
     ///
     /// # Errors
     /// The sink refuses, or another daemon has taken over.
-    pub async fn begin_table(&self, plan: &Plan) -> Result<(), LoadError> {
+    pub async fn begin_table<'a>(&'a self, plan: &'a Plan) -> Result<TableLoad<'a>, LoadError> {
         if state::newest_epoch(&self.server.client, &self.source).await.map_err(refused)? != Some(self.epoch) {
             return Err(LoadError::Fenced);
         }
-        let statements = TableStatements::new(plan, 0);
+        let table = TableLoad::new(self, plan)?;
+        let statements = &table.statements;
         let cut_short = state::is_filling(&self.server.client, &self.source, &plan.target).await.map_err(refused)?;
         if cut_short {
             self.server.client.execute(&statements.clear()).await.map_err(refused)?;
@@ -86,60 +90,8 @@ impl ClickHouseLoader {
             reason: None,
             epoch: self.epoch,
         };
-        state::write_table(&self.server.client, &row).await.map_err(refused)
-    }
-
-    /// Copies one chunk. Answers the rows, and the values for which `on_overflow` had another written.
-    ///
-    /// # Errors
-    /// Either end refuses, or a row cannot be written.
-    pub async fn load(
-        &self,
-        plan: &Plan,
-        chunk: &Chunk,
-        range: u32,
-        reader: &tokio_postgres::Client,
-        report: impl Fn(u64),
-    ) -> Result<(u64, u64), LoadError> {
-        let statements = TableStatements::new(plan, 0);
-        let encoder = RowEncoder::new(plan, &self.mask_key, self.server.reach)
-            .map_err(|error| LoadError::Row(error.to_string()))?;
-        let rows = reader.copy_out(&select(plan, chunk)).await.map_err(LoadError::Source)?;
-        let mut rows = Box::pin(rows);
-        let meta = RowMeta { op: "snapshot", commit_lsn: self.lsn, commit_ts: UnixMicros::now().0, xid: None };
-        // Where only the version tells rows apart, each has its own.
-        let (version, step) = match plan.mode {
-            Mode::Append => (first_snapshot_version(self.lsn, range), 1),
-            Mode::Upsert | Mode::InsertNew => (snapshot_version(self.lsn), 0),
-        };
-        let inputs = &statements.write_inputs;
-        let mut chunk_rows = ChunkRows { plan, encoder: &encoder, inputs, meta, version, step, coerced: 0 };
-        let (mut body, mut pending, mut loaded) = (Vec::new(), 0, 0);
-        let mut under_way: Option<JoinHandle<Result<(), ClickHouseError>>> = None;
-        let mut is_first = true;
-        while let Some(message) = rows.next().await {
-            let message = message.map_err(LoadError::Source)?;
-            pending += chunk_rows.encode(&message, &mut is_first, &mut body)?;
-            if body.len() >= INSERT_BYTES || pending >= INSERT_ROWS {
-                landed(under_way.take()).await?;
-                under_way = Some(self.send(&statements.write, std::mem::take(&mut body), pending));
-                loaded += pending;
-                report(std::mem::take(&mut pending));
-            }
-        }
-        landed(under_way.take()).await?;
-        if pending > 0 {
-            landed(Some(self.send(&statements.write, body, pending))).await?;
-            loaded += pending;
-            report(pending);
-        }
-        Ok((loaded, chunk_rows.coerced))
-    }
-
-    /// Inserts beside the encoding of what follows.
-    fn send(&self, sql: &str, body: Vec<u8>, rows: u64) -> JoinHandle<Result<(), ClickHouseError>> {
-        let (server, sql) = (self.server.clone(), sql.to_owned());
-        tokio::spawn(async move { server.client.insert(&sql, Bytes::from(body), &[]).await?.has_written(rows) })
+        state::write_table(&self.server.client, &row).await.map_err(refused)?;
+        Ok(table)
     }
 
     /// All chunks of a table are in: it waits to join the stream at the snapshot's point, and is whole at `until`.
@@ -163,16 +115,6 @@ impl ClickHouseLoader {
     }
 }
 
-async fn landed(insert: Option<JoinHandle<Result<(), ClickHouseError>>>) -> Result<(), LoadError> {
-    match insert {
-        None => Ok(()),
-        Some(insert) => match insert.await {
-            Ok(done) => done.map_err(refused),
-            Err(error) => Err(LoadError::Passing(error.to_string())),
-        },
-    }
-}
-
 fn refused(error: ClickHouseError) -> LoadError {
     match error.retry() {
         Retry::Backoff => LoadError::Passing(error.to_string()),
@@ -180,87 +122,241 @@ fn refused(error: ClickHouseError) -> LoadError {
     }
 }
 
-/// The source's query of a chunk: its columns among the inputs, as text where the binary form is not understood.
-fn select(plan: &Plan, chunk: &Chunk) -> String {
-    let columns = plan.inputs.iter().filter_map(|input| {
-        let InputFrom::Column(name) = &input.from else { return None };
-        let is_text = input.source_type.as_ref().is_some_and(|source| !reads_binary(source));
-        Some(if is_text { format!("{}::text", quote_ident(name)) } else { quote_ident(name) })
-    });
-    format!(
-        "COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)",
-        columns.collect::<Vec<_>>().join(", "),
-        chunk.table.quoted(),
-        chunk.condition()
-    )
+/// A table on its way, with what every row of it needs, made once.
+pub struct TableLoad<'a> {
+    loader: &'a ClickHouseLoader,
+    plan: &'a Plan,
+    statements: TableStatements,
+    encoder: RowEncoder,
+    /// What the source is asked for: its columns among the inputs, as text where the binary form is not understood.
+    columns: String,
+    written: Vec<Written>,
+    meta: RowMeta,
 }
 
-/// Turns COPY's rows into RowBinary.
-struct ChunkRows<'a> {
-    plan: &'a Plan,
-    encoder: &'a RowEncoder,
-    inputs: &'a [usize],
-    meta: RowMeta,
-    version: u128,
-    step: u128,
+/// An input as it is written, and where its value stands among the columns that are read.
+struct Written {
+    input: usize,
+    value: Value,
+}
+
+#[derive(Clone, Copy)]
+enum Value {
+    Binary(usize),
+    Text(usize),
+    /// Only the daemon knows it.
+    Meta,
+}
+
+impl<'a> TableLoad<'a> {
+    fn new(loader: &'a ClickHouseLoader, plan: &'a Plan) -> Result<TableLoad<'a>, LoadError> {
+        let encoder = RowEncoder::new(plan, &loader.mask_key, loader.server.reach)
+            .map_err(|error| LoadError::Row(error.to_string()))?;
+        let statements = TableStatements::new(plan, 0);
+        let mut columns = Vec::new();
+        let mut values = Vec::with_capacity(plan.inputs.len());
+        for input in &plan.inputs {
+            let place = columns.len();
+            values.push(match &input.from {
+                InputFrom::Meta(_) => Value::Meta,
+                InputFrom::Column(name) if input.source_type.as_ref().is_some_and(|source| !reads_binary(source)) => {
+                    columns.push(format!("{}::text", quote_ident(name)));
+                    Value::Text(place)
+                }
+                InputFrom::Column(name) => {
+                    columns.push(quote_ident(name));
+                    Value::Binary(place)
+                }
+            });
+        }
+        let written = statements.write_inputs.iter().map(|&input| Written { input, value: values[input] }).collect();
+        let meta = RowMeta { op: "snapshot", commit_lsn: loader.lsn, commit_ts: UnixMicros::now().0, xid: None };
+        Ok(TableLoad { loader, plan, statements, encoder, columns: columns.join(", "), written, meta })
+    }
+
+    /// The way of one reader's rows to the server.
+    pub fn lane(&self, reader: &'a Client) -> Lane<'_> {
+        Lane { table: self, reader, body: Body::default(), under_way: None, cells: Vec::new() }
+    }
+
+    fn select(&self, chunk: &Chunk) -> String {
+        format!(
+            "COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)",
+            self.columns,
+            chunk.table.quoted(),
+            chunk.condition()
+        )
+    }
+
+    /// Appends the row whose columns stand there.
+    #[inline]
+    fn row(
+        &self,
+        message: &[u8],
+        cells: &[Option<Range<usize>>],
+        version: u128,
+        body: &mut Body,
+    ) -> Result<(), LoadError> {
+        let column = |place: usize| {
+            let cell =
+                cells.get(place).ok_or_else(|| LoadError::Row("a row of the snapshot is too short".to_owned()))?;
+            Ok::<_, LoadError>(cell.clone().map(|cell| &message[cell]))
+        };
+        for Written { input, value } in &self.written {
+            let cell = match *value {
+                Value::Binary(place) => column(place)?.map_or(Cell::Null, Cell::Binary),
+                Value::Text(place) => column(place)?.map_or(Cell::Null, Cell::Text),
+                Value::Meta => Cell::Null,
+            };
+            let put = self.encoder.put(&mut body.bytes, *input, cell, &self.meta);
+            body.coerced += put.map_err(|error| LoadError::Row(error.to_string()))?;
+        }
+        body.bytes.extend_from_slice(&version.to_le_bytes());
+        body.bytes.push(0);
+        body.rows += 1;
+        Ok(())
+    }
+}
+
+/// One insert's rows.
+#[derive(Default)]
+struct Body {
+    bytes: Vec<u8>,
+    rows: u64,
+    /// Values for which `on_overflow` had another written.
     coerced: u64,
 }
 
-impl ChunkRows<'_> {
-    /// Encodes the whole rows of one message. Answers how many.
-    fn encode(&mut self, message: &[u8], is_first: &mut bool, out: &mut Vec<u8>) -> Result<u64, LoadError> {
-        let cut = || LoadError::Row("a row of the snapshot is cut short".to_owned());
-        let mut rest = message;
-        if std::mem::take(is_first) {
-            rest = rest.split_at_checked(HEADER_BYTES).ok_or_else(cut)?.1;
-        }
-        let mut rows = 0;
-        while let Some((count, tail)) = rest.split_first_chunk::<2>() {
-            rest = tail;
-            // The trailer.
-            let Ok(count) = usize::try_from(i16::from_be_bytes(*count)) else { break };
-            let mut cells = Vec::with_capacity(count);
-            for _ in 0..count {
-                let (length, tail) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
-                rest = tail;
-                match usize::try_from(i32::from_be_bytes(*length)) {
-                    Err(_) => cells.push(Cell::Null),
-                    Ok(length) => {
-                        let (value, tail) = rest.split_at_checked(length).ok_or_else(cut)?;
-                        rest = tail;
-                        cells.push(Cell::Binary(value));
-                    }
-                }
-            }
-            self.row(&cells, out)?;
-            rows += 1;
-        }
-        Ok(rows)
-    }
+/// Rows that the server has, and for how many values of them `on_overflow` had another written.
+#[derive(Clone, Copy, Debug)]
+pub struct Landed {
+    pub rows: u64,
+    pub coerced: u64,
+}
 
-    fn row(&mut self, cells: &[Cell<'_>], out: &mut Vec<u8>) -> Result<(), LoadError> {
-        for &input in self.inputs {
-            let cell = match &self.plan.inputs[input].from {
-                InputFrom::Meta(_) => Cell::Null,
-                InputFrom::Column(_) => self.cell(cells, input)?,
-            };
-            self.coerced +=
-                self.encoder.put(out, input, cell, &self.meta).map_err(|error| LoadError::Row(error.to_string()))?;
+/// Takes chunks by one connection to the source, one after the other.
+pub struct Lane<'a> {
+    table: &'a TableLoad<'a>,
+    reader: &'a Client,
+    body: Body,
+    under_way: Option<JoinHandle<Result<Landed, ClickHouseError>>>,
+    /// Where the columns of a row stand in its message; `None` for NULL. Kept for its room.
+    cells: Vec<Option<Range<usize>>>,
+}
+
+impl Lane<'_> {
+    /// Takes one chunk. Its last rows wait for the insert to be full, or for `end`.
+    ///
+    /// # Errors
+    /// Either end refuses, or a row cannot be written.
+    pub async fn load(&mut self, chunk: &Chunk, range: u32, report: impl Fn(Landed)) -> Result<(), LoadError> {
+        let rows = self.reader.copy_out(&self.table.select(chunk)).await.map_err(LoadError::Source)?;
+        let mut rows = Box::pin(rows);
+        // Where only the version tells rows apart, each has its own.
+        let (mut version, step) = match self.table.plan.mode {
+            Mode::Append => (first_snapshot_version(self.table.loader.lsn, range), 1),
+            Mode::Upsert | Mode::InsertNew => (snapshot_version(self.table.loader.lsn), 0),
+        };
+        let mut is_first = true;
+        while let Some(message) = rows.next().await {
+            let message = message.map_err(LoadError::Source)?;
+            let mut at = if std::mem::take(&mut is_first) { HEADER_BYTES } else { 0 };
+            while let Some(end) = columns(&message, at, &mut self.cells)? {
+                self.table.row(&message, &self.cells, version, &mut self.body)?;
+                version += step;
+                at = end;
+            }
+            if self.body.bytes.len() >= INSERT_BYTES || self.body.rows >= INSERT_ROWS {
+                self.send(&report).await?;
+            }
         }
-        out.extend_from_slice(&self.version.to_le_bytes());
-        self.version += self.step;
-        out.push(0);
         Ok(())
     }
 
-    fn cell<'c>(&self, cells: &[Cell<'c>], input: usize) -> Result<Cell<'c>, LoadError> {
-        let is_column = |input: &Input| matches!(input.from, InputFrom::Column(_));
-        let place = self.plan.inputs[..input].iter().filter(|input| is_column(input)).count();
-        let cell = *cells.get(place).ok_or_else(|| LoadError::Row("a row of the snapshot is too short".to_owned()))?;
-        let source = self.plan.inputs[input].source_type.as_ref();
-        Ok(match cell {
-            Cell::Binary(text) if source.is_some_and(|source| !reads_binary(source)) => Cell::Text(text),
-            cell => cell,
-        })
+    /// Sends what is left and waits until the server has everything.
+    ///
+    /// # Errors
+    /// The sink refuses.
+    pub async fn end(mut self, report: impl Fn(Landed)) -> Result<(), LoadError> {
+        if self.body.rows > 0 {
+            self.send(&report).await?;
+        }
+        self.landed(&report).await
+    }
+
+    /// Inserts beside the encoding of what follows, once the insert before is done.
+    async fn send(&mut self, report: &impl Fn(Landed)) -> Result<(), LoadError> {
+        self.landed(report).await?;
+        let room = self.body.bytes.len();
+        let Body { bytes, rows, coerced } =
+            std::mem::replace(&mut self.body, Body { bytes: Vec::with_capacity(room), ..Body::default() });
+        let (server, sql) = (self.table.loader.server.clone(), self.table.statements.write.clone());
+        self.under_way = Some(tokio::spawn(async move {
+            server.client.insert(&sql, Bytes::from(bytes), &[]).await?.has_written(rows)?;
+            Ok(Landed { rows, coerced })
+        }));
+        Ok(())
+    }
+
+    async fn landed(&mut self, report: &impl Fn(Landed)) -> Result<(), LoadError> {
+        let Some(insert) = self.under_way.take() else { return Ok(()) };
+        let done = insert.await.map_err(|error| LoadError::Passing(error.to_string()))?;
+        report(done.map_err(refused)?);
+        Ok(())
+    }
+}
+
+/// Finds the columns of the row that begins there. Answers where it ends; `None` at the trailer and where nothing stands.
+#[inline]
+fn columns(message: &[u8], at: usize, cells: &mut Vec<Option<Range<usize>>>) -> Result<Option<usize>, LoadError> {
+    let cut = || LoadError::Row("a row of the snapshot is cut short".to_owned());
+    let mut rest = message.get(at..).ok_or_else(cut)?;
+    let Some((count, tail)) = rest.split_first_chunk::<2>() else { return Ok(None) };
+    let Ok(count) = usize::try_from(i16::from_be_bytes(*count)) else { return Ok(None) };
+    rest = tail;
+    cells.clear();
+    for _ in 0..count {
+        let (length, tail) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+        rest = tail;
+        // Only NULL has a negative length.
+        let cell = usize::try_from(i32::from_be_bytes(*length)).ok().map(|length| {
+            let start = message.len() - rest.len();
+            start..start + length
+        });
+        if let Some(cell) = &cell {
+            rest = message.get(cell.end..).ok_or_else(cut)?;
+        }
+        cells.push(cell);
+    }
+    Ok(Some(message.len() - rest.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_a_message_are_found_up_to_the_trailer() {
+        let mut message = vec![0_u8; HEADER_BYTES];
+        message.extend([0, 2, 0, 0, 0, 2, b'a', b'b', 0xFF, 0xFF, 0xFF, 0xFF]);
+        let second = message.len();
+        message.extend([0, 1, 0, 0, 0, 0, 0xFF, 0xFF]);
+        let mut cells = Vec::new();
+        assert_eq!(columns(&message, HEADER_BYTES, &mut cells).expect("whole"), Some(second));
+        assert_eq!(cells, [Some(25..27), None]);
+        let trailer = columns(&message, second, &mut cells).expect("whole").expect("a row");
+        assert_eq!(cells, [Some(second + 6..second + 6)]);
+        assert_eq!(columns(&message, trailer, &mut cells).expect("whole"), None);
+        assert_eq!(columns(&message, message.len(), &mut cells).expect("whole"), None);
+    }
+
+    #[test]
+    fn a_row_that_is_cut_short_is_an_error() {
+        let message = [0, 1, 0, 0, 0, 2, b'a', b'b'];
+        let mut cells = Vec::new();
+        for length in 2..message.len() {
+            assert!(columns(&message[..length], 0, &mut cells).is_err(), "{length} bytes");
+        }
+        assert!(columns(&message, message.len() + 1, &mut cells).is_err());
     }
 }
