@@ -18,6 +18,9 @@ use crate::retry::Retry;
 use crate::sink::{ApplyError, Durable};
 use crate::tuple::Cell;
 
+/// Version and deleted flag of a row.
+const SERVICE_BYTES: usize = 17;
+
 /// What a batch does to one table, as bodies of inserts.
 #[derive(Default)]
 struct Work {
@@ -139,6 +142,9 @@ impl Table {
     /// Encodes a table's part of a batch.
     fn work(&self, batch: &Batch, batched: &TableBatch) -> Result<Work, RowError> {
         let mut work = Work::default();
+        // A cell on the wire has five bytes before it, of which these do not make more: room for all, taken once.
+        let room = batched.entries.iter().map(|entry| batched.rows[entry.row as usize].length as usize + SERVICE_BYTES);
+        work.rows.bytes.reserve(room.sum());
         let mut rows = Rows { batch, batched, wire: Vec::new(), open: None };
         let softly = batched.plan.delete == DeleteMode::Soft;
         for entry in &batched.entries {
@@ -186,9 +192,9 @@ impl Table {
         let toastable = &self.statements.stage.toastable;
         let meta = RowMeta::of(rows.batch, rows.batched, row);
         let out = &mut work.holes.bytes;
-        for input in 0..rows.batched.plan.inputs.len() {
+        for (input, &is_toastable) in self.statements.stage.is_toastable.iter().enumerate() {
             match rows.cell(row, input) {
-                Cell::Unchanged if toastable.contains(&input) => self.encoder.put_default(out, input),
+                Cell::Unchanged if is_toastable => self.encoder.put_default(out, input),
                 cell => work.coerced += self.encoder.put(out, input, cell, &meta)?,
             }
         }
@@ -218,8 +224,8 @@ impl Table {
     /// A tombstone among whole rows: only its key says something.
     fn tombstone(&self, rows: &mut Rows<'_>, row: u32, body: &mut Body) -> Result<(), RowError> {
         let meta = RowMeta::of(rows.batch, rows.batched, row);
-        for &input in &self.statements.write_inputs {
-            if self.statements.bury_inputs.contains(&input) {
+        for (&input, &is_key) in self.statements.write_inputs.iter().zip(&self.statements.writes_key) {
+            if is_key {
                 self.encoder.put(&mut body.bytes, input, rows.cell(row, input), &meta)?;
             } else {
                 self.encoder.put_default(&mut body.bytes, input);

@@ -16,6 +16,8 @@ pub struct TableStatements {
     /// Inserts whole rows of `write_inputs`, version and deleted flag.
     pub write: String,
     pub write_inputs: Vec<usize>,
+    /// Which of `write_inputs` the key is computed from.
+    pub writes_key: Vec<bool>,
     /// Tombstones may stand among the rows of `write`: nothing is computed from their empty columns.
     pub writes_tombstones: bool,
     /// Inserts tombstones of the key's inputs and a version.
@@ -38,6 +40,8 @@ pub struct Stage {
     pub fill_keys: String,
     /// Inputs that an UPDATE may leave unsent.
     pub toastable: Vec<usize>,
+    /// Of each input, whether it is one of `toastable`.
+    pub is_toastable: Vec<bool>,
     /// Inserts the staged rows with what they lack; fails where the target lacks a row.
     pub complete: String,
     /// The same, but a row that the target lacks is left out: a later change removes it in any case.
@@ -64,9 +68,11 @@ impl TableStatements {
             && plan.deleted_column.is_none()
             && plan.outputs.iter().all(|output| matches!(output.from, OutputFrom::Input { cast: false, .. }));
         let bury_inputs = writer.key_reads();
+        let write_inputs = if is_direct { writer.output_inputs() } else { (0..plan.inputs.len()).collect() };
         TableStatements {
             write: if is_direct { writer.direct() } else { writer.computed() },
-            write_inputs: if is_direct { writer.output_inputs() } else { (0..plan.inputs.len()).collect() },
+            writes_key: write_inputs.iter().map(|input| bury_inputs.contains(input)).collect(),
+            write_inputs,
             writes_tombstones: is_direct,
             bury: writer.bury(&bury_inputs),
             stage: writer.stage(&bury_inputs),
@@ -265,6 +271,7 @@ impl Writer<'_> {
             complete: self.complete(&toastable, false),
             complete_tolerant: self.complete(&toastable, true),
             mark: self.mark_rows(),
+            is_toastable: plan.inputs.iter().map(|input| input.toastable).collect(),
             toastable,
         }
     }
