@@ -137,10 +137,15 @@ impl Builder {
         self.rows >= self.limits.rows || self.block_bytes >= self.limits.bytes || self.commits >= self.limits.commits
     }
 
+    /// The source sends what it committed a while ago.
+    pub fn is_behind(&self) -> bool {
+        self.behind >= LIVE
+    }
+
     /// How long a sink that is free should wait for more. While the source sends what it committed long ago, more comes
     /// at once, and few large batches cost the sink a fraction of many small ones. A live stream never waits.
     pub fn gathers_for(&self) -> Duration {
-        if self.behind < LIVE || self.rows >= GATHER_ROWS || self.is_full() {
+        if !self.is_behind() || self.rows >= GATHER_ROWS || self.is_full() {
             return Duration::ZERO;
         }
         GATHER_MAX

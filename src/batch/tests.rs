@@ -255,10 +255,11 @@ fn backlog_is_gathered_and_a_live_stream_is_not() {
     for (step, (behind_ms, waits_ms)) in [(3, 0), (300, 0), (60_000, 100), (-500, 0)].into_iter().enumerate() {
         builder.push(&sent_after(behind_ms, 100 * (step as u64 + 1)), 0).expect("well formed");
         assert_eq!(builder.gathers_for().as_millis(), waits_ms, "behind by {behind_ms} ms");
+        assert_eq!(builder.is_behind(), waits_ms > 0, "behind by {behind_ms} ms");
     }
     builder.push(&sent_after(60_000, 900), 0).expect("well formed");
     let mut idle = Vec::new();
     crate::frame::write_keepalive(&mut idle, Lsn(2_000), false);
     builder.push(&Bytes::from(idle), 0).expect("well formed");
-    assert!(builder.gathers_for().is_zero(), "nothing more comes");
+    assert!(builder.gathers_for().is_zero() && !builder.is_behind(), "nothing more comes");
 }

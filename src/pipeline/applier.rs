@@ -26,7 +26,7 @@ use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::refresh::Touch;
 use crate::retry::Backoff;
-use crate::sink::any::AnySink;
+use crate::sink::any::{AnySink, Pace};
 use crate::sink::postgres::SinkSetup;
 use crate::sink::{ApplyError, Durable};
 use crate::source::stream::StreamShared;
@@ -93,7 +93,7 @@ struct Session {
     heard_at: Instant,
     started_at: Instant,
     /// Batches do not begin at shorter intervals than this.
-    pace: Duration,
+    pace: Pace,
     /// Since when the sink waits for work.
     free_since: Instant,
     queue: VecDeque<Tables>,
@@ -112,7 +112,7 @@ impl Session {
     fn gathers_until(&self) -> Instant {
         let by_backlog = self.free_since + self.builder.gathers_for();
         let is_due = self.builder.is_full() || self.is_joining();
-        if is_due { by_backlog } else { by_backlog.max(self.started_at + self.pace) }
+        if is_due { by_backlog } else { by_backlog.max(self.started_at + self.pace.of(&self.builder)) }
     }
 
     /// Copied tables wait for the sink to have all that was taken: no more is taken until they have joined.
