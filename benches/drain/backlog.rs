@@ -151,7 +151,8 @@ impl Backlog {
         let end = flushed(&source).await?;
         servers.settle().await?;
         let digest = self.digest(&source).await?;
-        Ok(Written { backlog: self, home, end, digest, clickhouse: Mutex::new(clickhouse) })
+        let stream_bytes = stream_bytes(&source).await?;
+        Ok(Written { backlog: self, home, end, stream_bytes, digest, clickhouse: Mutex::new(clickhouse) })
     }
 
     /// pgbench makes its tables itself, on either side; only the source's are filled.
@@ -201,6 +202,13 @@ impl Backlog {
     }
 }
 
+/// The messages that a reader is sent, without what frames them.
+async fn stream_bytes(source: &Client) -> Result<f64> {
+    let sql = "SELECT sum(length(data))::float8 FROM pg_logical_slot_peek_binary_changes('retained', NULL, NULL, \
+               'proto_version', '1', 'publication_names', 'native', 'binary', 'true')";
+    Ok(source.query_one(sql, &[]).await?.get(0))
+}
+
 /// A whole number of transactions of 100 changes, at least two.
 fn hundreds(count: f64) -> u64 {
     (count / 100.0).round().max(2.0) as u64 * 100
@@ -212,6 +220,8 @@ pub struct Written<'a> {
     pub home: Home,
     /// Where reading it ends.
     pub end: Lsn,
+    /// What a reader is sent until then.
+    pub stream_bytes: f64,
     digest: String,
     /// If it is among the ways.
     pub clickhouse: Mutex<Option<Stage>>,

@@ -43,6 +43,10 @@ pub struct Measure {
     /// CPU seconds of the apply worker, or of tailwater's sessions at its sink.
     pub sink_cpu: f64,
     pub peak_mib: f64,
+    /// The most memory of a ClickHouse server, the inserts that it took, and the parts that its tables had at the end.
+    pub sink_peak_mib: f64,
+    pub inserts: f64,
+    pub parts: f64,
 }
 
 /// Every measurement of one way.
@@ -184,6 +188,7 @@ pub async fn tailwater_cpu(source: &Client, sink: &Client, pid: u32) -> Result<M
         own_cpu: cpu::seconds(pid),
         sink_cpu: cpu::total(&pids(sink, sessions).await?),
         peak_mib: cpu::peak_mib(pid),
+        ..Measure::default()
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod backlog;
 mod clickhouse;
+mod clickhouse_copy;
 mod cpu;
 mod drain;
 mod latency;
@@ -32,6 +33,9 @@ enum Part {
     B,
     Latency,
     Snapshot,
+    /// The same into ClickHouse.
+    #[value(name = "clickhouse-snapshot")]
+    ClickHouseSnapshot,
 }
 
 /// tailwater beside native logical replication: backlogs, latency, snapshot.
@@ -47,7 +51,12 @@ struct Args {
     #[arg(long, env = "TAILWATER_BENCH_TRANSPORT", value_delimiter = ',', default_value = "socket")]
     transport: Vec<Transport>,
     /// Only these parts.
-    #[arg(long, env = "TAILWATER_BENCH_ONLY", value_delimiter = ',', default_value = "a,b,latency,snapshot")]
+    #[arg(
+        long,
+        env = "TAILWATER_BENCH_ONLY",
+        value_delimiter = ',',
+        default_value = "a,b,latency,snapshot,clickhouse-snapshot"
+    )]
     only: Vec<Part>,
     /// Drains only by these ways.
     #[arg(long, env = "TAILWATER_BENCH_WAYS", value_delimiter = ',')]
@@ -85,7 +94,7 @@ async fn run(args: Args) -> Result<()> {
         for &transport in &args.transport {
             servers.transport = transport;
             let drains = drain::rounds(&servers, &written, &ways, args.rounds).await?;
-            report::drains(&backlog, transport, &drains);
+            report::drains(&written, transport, &drains);
             json.insert(format!("{} {transport:?}", backlog.name), serde_json::to_value(&drains)?);
         }
         written.forget(&servers).await?;
@@ -100,6 +109,11 @@ async fn run(args: Args) -> Result<()> {
         let copies = snapshot::rounds(&servers, args.scale, args.rounds).await?;
         report::snapshot(&copies);
         json.insert("snapshot".to_owned(), serde_json::to_value(&copies)?);
+    }
+    if args.only.contains(&Part::ClickHouseSnapshot) {
+        let copies = clickhouse_copy::rounds(&servers, args.scale, args.rounds).await?;
+        report::clickhouse_snapshot(&copies);
+        json.insert("clickhouse snapshot".to_owned(), serde_json::to_value(&copies)?);
     }
     servers.end()?;
     println!("\n{:.0} s in all", began.elapsed().as_secs_f64());

@@ -1,6 +1,7 @@
 //! The tables on standard output: medians, with least and most in parentheses.
 
-use crate::backlog::Backlog;
+use crate::backlog::Written;
+use crate::clickhouse_copy::ClickHouseCopies;
 use crate::drain::{Drains, Measure, Way};
 use crate::latency::Latencies;
 use crate::servers::Transport;
@@ -46,11 +47,12 @@ fn via(transport: Transport) -> &'static str {
     }
 }
 
-pub fn drains(backlog: &Backlog, transport: Transport, drains: &[Drains]) {
+pub fn drains(written: &Written<'_>, transport: Transport, drains: &[Drains]) {
+    let backlog = written.backlog;
     println!("\nBacklog {}: {}; {}", backlog.name, backlog.title, via(transport));
     println!(
-        "{:<32}{:>22}{:>12}{:>9}{:>9}{:>9}{:>11}{:>10}",
-        "", "seconds", "changes/s", "source", "process", "sink", "µs/change", "peak MiB"
+        "{:<32}{:>22}{:>12}{:>8}{:>9}{:>9}{:>9}{:>11}{:>10}",
+        "", "seconds", "changes/s", "MB/s", "source", "process", "sink", "µs/change", "peak MiB"
     );
     for drain in drains {
         let measures = &drain.measures;
@@ -58,16 +60,21 @@ pub fn drains(backlog: &Backlog, transport: Transport, drains: &[Drains]) {
         let own = median(measures, |measure| measure.own_cpu);
         let peak = median(measures, |measure| measure.peak_mib);
         println!(
-            "{:<32}{:>22}{:>12.0}{:>9.2}{:>9}{:>9}{:>11}{:>10}",
+            "{:<32}{:>22}{:>12.0}{:>8.1}{:>9.2}{:>9}{:>9}{:>11}{:>10}",
             name(drain.way),
             format!("{seconds:.2} ({least:.2}–{most:.2})"),
             backlog.changes as f64 / seconds,
+            written.stream_bytes / seconds / 1e6,
             median(measures, |measure| measure.source_cpu),
             unless_zero(own, 2),
             unless_zero(median(measures, |measure| measure.sink_cpu), 2),
             unless_zero(own * 1e6 / backlog.changes as f64, 2),
             unless_zero(peak, 0),
         );
+    }
+    println!("bytes are those of the messages: {:.0} MB in all", written.stream_bytes / 1e6);
+    for drain in drains.iter().filter(|drain| drain.way == Way::ClickHouse) {
+        println!("ClickHouse {}", server_side(&drain.measures));
     }
     let seconds = |way: Way| {
         let found = drains.iter().find(|drain| drain.way == way);
@@ -86,6 +93,17 @@ pub fn drains(backlog: &Backlog, transport: Transport, drains: &[Drains]) {
         own / reading,
         backlog.aims.1
     );
+}
+
+/// What a ClickHouse server did meanwhile.
+fn server_side(measures: &[Measure]) -> String {
+    format!(
+        "took {:.0} inserts, {:.1} a second, had {:.0} active parts at the end, peak {:.0} MiB",
+        median(measures, |measure| measure.inserts),
+        median(measures, |measure| measure.inserts / measure.seconds),
+        median(measures, |measure| measure.parts),
+        median(measures, |measure| measure.sink_peak_mib),
+    )
 }
 
 fn unless_zero(value: f64, digits: usize) -> String {
@@ -130,4 +148,37 @@ pub fn snapshot(copies: &Copies) {
     let (pipe, least, most) = rate(&copies.pipe);
     println!("{:<32}{pipe:>12.0} ({least:.0}–{most:.0})", "psql COPY | psql COPY, binary");
     println!("tailwater / COPY | COPY {:.2} (aim 0.90)", own / pipe);
+}
+
+pub fn clickhouse_snapshot(copies: &ClickHouseCopies) {
+    println!(
+        "\nSnapshot of {} rows of 10 columns, {:.0} MB at the source, into ClickHouse; over TCP",
+        copies.rows,
+        copies.bytes / 1e6
+    );
+    println!(
+        "{:<42}{:>22}{:>12}{:>8}{:>9}{:>9}{:>9}{:>10}",
+        "", "seconds", "rows/s", "MB/s", "source", "process", "sink", "peak MiB"
+    );
+    let ways = [
+        ("tailwater, start to streaming", &copies.tailwater),
+        ("INSERT INTO … SELECT FROM postgresql(…)", &copies.table_function),
+    ];
+    for (name, measures) in ways {
+        let (seconds, least, most) = spread(measures.iter().map(|measure| measure.seconds).collect());
+        println!(
+            "{name:<42}{:>22}{:>12.0}{:>8.1}{:>9.2}{:>9}{:>9.2}{:>10}",
+            format!("{seconds:.2} ({least:.2}–{most:.2})"),
+            copies.rows as f64 / seconds,
+            copies.bytes / seconds / 1e6,
+            median(measures, |measure| measure.source_cpu),
+            unless_zero(median(measures, |measure| measure.own_cpu), 2),
+            median(measures, |measure| measure.sink_cpu),
+            unless_zero(median(measures, |measure| measure.peak_mib), 0),
+        );
+        println!("    ClickHouse {}", server_side(measures));
+    }
+    let seconds = |measures: &[Measure]| median(measures, |measure| measure.seconds);
+    let ratio = seconds(&copies.table_function) / seconds(&copies.tailwater);
+    println!("tailwater's rate / postgresql()'s {ratio:.2}");
 }

@@ -15,7 +15,7 @@ use crate::support::cluster::last_lines;
 use crate::support::daemon::{Home, tables_not_streaming};
 
 const DATABASE: &str = "snapshot";
-const MAPPING: &str =
+pub const MAPPING: &str =
     "source = \"src\"\nsink = \"dst\"\n\n[table.\"public.orders\"]\nfrom = \"public.orders\"\ncolumns = \"*\"\n";
 
 #[derive(Serialize)]
@@ -34,10 +34,7 @@ pub async fn rounds(servers: &Servers, scale: f64, rounds: usize) -> Result<Copi
     let rows = (2_000_000.0 * scale) as i64;
     servers.source.execute(DATABASE, ORDERS).await?;
     servers.native.execute(DATABASE, ORDERS).await?;
-    let fill = format!("INSERT INTO orders SELECT {ORDER} FROM generate_series(1, {rows}) i; VACUUM ANALYZE orders");
-    for statement in fill.split("; ") {
-        servers.source.execute(DATABASE, statement).await?;
-    }
+    fill(servers, DATABASE, rows).await?;
     let source = servers.source.connect(DATABASE).await?;
     let home = servers.home(DATABASE, MAPPING)?;
     home.setup()?;
@@ -68,6 +65,13 @@ pub async fn rounds(servers: &Servers, scale: f64, rounds: usize) -> Result<Copi
         drop_slot(&source, slot).await?;
     }
     Ok(copies)
+}
+
+/// Fills the source's table.
+pub async fn fill(servers: &Servers, database: &str, rows: i64) -> Result<()> {
+    let insert = format!("INSERT INTO orders SELECT {ORDER} FROM generate_series(1, {rows}) i");
+    servers.source.execute(database, &insert).await?;
+    servers.source.execute(database, "VACUUM ANALYZE orders").await
 }
 
 async fn tailwater(servers: &Servers, home: &Home, source: &Client, sink: &Client) -> Result<Measure> {
