@@ -107,7 +107,7 @@ impl ClickHouseLoader {
             let statements = TableStatements::new(plan, 0);
             let older = match plan.mode {
                 Mode::Append => statements.remove_below(first_snapshot_version(self.lsn, 0)),
-                Mode::Upsert | Mode::InsertNew => statements.truncate(snapshot_version(self.lsn) - 1, false),
+                Mode::Upsert | Mode::InsertNew => statements.bury_below(snapshot_version(self.lsn) - 1),
             };
             self.server.client.execute(&older).await.map_err(refused)?;
         }

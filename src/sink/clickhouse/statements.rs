@@ -110,6 +110,17 @@ impl TableStatements {
         }
     }
 
+    /// Buries what is below a version, without asking whether it is the latest of its key: where there is nothing, which is
+    /// the rule, only versions are read.
+    pub fn bury_below(&self, version: u128) -> String {
+        let Parts { target, key, own_rows, .. } = &self.parts;
+        let own = own_rows.as_ref().map(|own| format!(" AND {own}")).unwrap_or_default();
+        format!(
+            "INSERT INTO {target} ({key}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT DISTINCT {key}, \
+             toUInt128('{version}'), 1 FROM {target} WHERE {VERSION_COLUMN} < toUInt128('{version}'){own}"
+        )
+    }
+
     /// Removes rows of lower versions for good.
     pub fn remove_below(&self, version: u128) -> String {
         let own = self.parts.own_rows.as_ref().map(|own| format!(" AND {own}")).unwrap_or_default();
