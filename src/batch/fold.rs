@@ -266,14 +266,15 @@ impl Fold {
             }
             return;
         }
-        self.entries.clear();
-        self.keys.clear();
-        self.key_bytes.clear();
-        self.by_key.clear();
         if let Some(multiset) = &mut self.multiset {
             multiset.clear();
+            self.rows.clear();
+            return;
         }
-        self.rows.clear();
+        // What an earlier try at a shorter batch has sent may arrive after the TRUNCATE.
+        for entry in &mut self.entries {
+            *entry = Entry { net: Net::Nothing, row: entry.row, origin: None, clears: None };
+        }
     }
 
     /// The finished part.

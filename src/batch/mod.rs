@@ -64,7 +64,7 @@ pub enum Net {
     Delete,
     /// The key's row was given another key: it goes, even where deletes are soft or ignored.
     MovedAway,
-    /// Came and went within the batch; its row is the one that went. A sink that cannot take back what an earlier try at
+    /// Came and went within the batch, or was there before the batch's TRUNCATE; its row is the one that went. A sink that cannot take back what an earlier try at
     /// a shorter batch has written buries it.
     Nothing,
     /// Soft deletes only: the row is written as by `Upsert` and then marked as deleted.

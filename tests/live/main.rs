@@ -5,6 +5,7 @@ mod support;
 
 mod clickhouse;
 mod clickhouse_findings;
+mod clickhouse_model;
 mod clickhouse_sink;
 mod clickhouse_views;
 mod crash;

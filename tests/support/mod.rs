@@ -10,6 +10,7 @@ pub mod clickhouse;
 pub mod cluster;
 pub mod daemon;
 pub mod http;
+pub mod http_proxy;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "kafka")]

@@ -13,7 +13,7 @@ use crate::sink::clickhouse::encode::RowEncoder;
 use crate::sink::clickhouse::error::ClickHouseError;
 use crate::sink::clickhouse::http::Client;
 use crate::sink::clickhouse::state::{self, number};
-use crate::sink::clickhouse::statements::TableStatements;
+use crate::sink::clickhouse::statements::{Missing, Places, TableStatements};
 use crate::verdict::SinkState;
 
 const RIGHTS: &str = "`deploy/grants/clickhouse.sql` lists the rights that the sink's user needs.";
@@ -71,10 +71,10 @@ async fn try_statements(server: &Server, plan: &Plan, number: usize) -> Result<(
     let stage = &statements.stage;
     let mut over_stage = Vec::new();
     if !stage.toastable.is_empty() {
-        over_stage.push(&stage.complete);
+        over_stage.push(stage.complete.statement(Missing::Fails, Places::Several));
     }
     if softly {
-        over_stage.push(&stage.mark);
+        over_stage.push(stage.mark.clone());
     }
     if over_stage.is_empty() {
         return Ok(());

@@ -1,8 +1,9 @@
 //! Applying a batch: one insert a table, more only where rows want the target's help; then the checkpoint.
 //!
 //! Order matters only for rows that the target completes: they read what was there before the batch, so they go first, and
-//! tombstones, which may hide where they read, go after them. Everything may be done again from any point: a row that comes
-//! a second time has the same version.
+//! tombstones and truncations, which hide where they read, go after them. Everything may be done again from any point and in
+//! other batches: a row that comes a second time has the same version, and one to be completed is found wherever it is by
+//! then, see `places`.
 
 use std::sync::atomic::Ordering;
 
@@ -11,6 +12,8 @@ use futures_util::future::try_join_all;
 
 use super::encode::{RowError, RowMeta, version};
 use super::error::ClickHouseError;
+use super::places::Place;
+use super::statements::{Missing, Places};
 use super::{ClickHouseSink, Table};
 use crate::batch::{Batch, BatchEnd, Entry, Net, TableBatch};
 use crate::mapping::plan::DeleteMode;
@@ -24,8 +27,9 @@ const SERVICE_BYTES: usize = 17;
 /// What a batch does to one table, as bodies of inserts.
 #[derive(Default)]
 struct Work {
-    /// Rows that the target completes.
+    /// Rows that the target completes, each once for every place where it may stand.
     holes: Body,
+    places: Places,
     /// Keys of rows that are marked as deleted: those that the target holds, and those that this batch brings.
     marks: Body,
     late_marks: Body,
@@ -58,11 +62,6 @@ impl ClickHouseSink {
         let plan_index = batched.plan_index;
         let table = &self.tables[plan_index];
         let at_table = |error: ClickHouseError| at_table(plan_index, &error);
-        if let Some(position) = batched.truncate {
-            let softly = batched.plan.delete == DeleteMode::Soft;
-            let sql = table.statements.truncate(version(position), softly);
-            self.server.client.execute(&sql).await.map_err(at_table)?;
-        }
         let work = table.work(batch, batched).map_err(|error| ApplyError::Table {
             plan_index,
             code: None,
@@ -70,12 +69,20 @@ impl ClickHouseSink {
         })?;
         table.coerced.fetch_add(work.coerced, Ordering::Relaxed);
         let stage = &table.statements.stage;
-        let complete = if self.is_tolerant[plan_index] { &stage.complete_tolerant } else { &stage.complete };
-        self.through_stage(table, &stage.fill, work.holes, complete).await.map_err(at_table)?;
+        let missing = if self.is_tolerant[plan_index] { Missing::Passes } else { Missing::Fails };
+        let complete = stage.complete.statement(missing, work.places);
+        self.through_stage(table, &stage.fill, work.holes, &complete).await.map_err(at_table)?;
         self.through_stage(table, &stage.fill_keys, work.marks, &stage.mark).await.map_err(at_table)?;
         self.insert(&table.statements.write, work.rows).await.map_err(at_table)?;
         self.through_stage(table, &stage.fill_keys, work.late_marks, &stage.mark).await.map_err(at_table)?;
-        self.insert(&table.statements.bury, work.tombstones).await.map_err(at_table)
+        self.insert(&table.statements.bury, work.tombstones).await.map_err(at_table)?;
+        // Rows that stood there before and moved first must have moved.
+        if let Some(position) = batched.truncate {
+            let softly = batched.plan.delete == DeleteMode::Soft;
+            let sql = table.statements.truncate(version(position), softly);
+            self.server.client.execute(&sql).await.map_err(at_table)?;
+        }
+        Ok(())
     }
 
     async fn insert(&self, sql: &str, body: Body) -> Result<(), ClickHouseError> {
@@ -109,6 +116,8 @@ struct Rows<'a> {
     batched: &'a TableBatch,
     wire: Vec<Cell<'a>>,
     open: Option<u32>,
+    /// Tombstones are at least this new: rows that came before a TRUNCATE are dead as of it.
+    floor: u128,
 }
 
 impl<'a> Rows<'a> {
@@ -145,8 +154,9 @@ impl Table {
         // A cell on the wire has five bytes before it, of which these do not make more: room for all, taken once.
         let room = batched.entries.iter().map(|entry| batched.rows[entry.row as usize].length as usize + SERVICE_BYTES);
         work.rows.bytes.reserve(room.sum());
-        let mut rows = Rows { batch, batched, wire: Vec::new(), open: None };
         let softly = batched.plan.delete == DeleteMode::Soft;
+        let floor = batched.truncate.filter(|_| !softly).map_or(0, version);
+        let mut rows = Rows { batch, batched, wire: Vec::new(), open: None, floor };
         for entry in &batched.entries {
             match entry.net {
                 Net::Insert | Net::Upsert => self.image(&mut rows, entry, &mut work)?,
@@ -174,7 +184,7 @@ impl Table {
         let toastable = &self.statements.stage.toastable;
         let may_lack = rows.batched.rows[row as usize].has_unchanged;
         if may_lack && toastable.iter().any(|&input| rows.cell(row, input) == Cell::Unchanged) {
-            return self.row_with_holes(rows, entry, work);
+            return self.row_with_holes(rows, entry.row, work);
         }
         let meta = RowMeta::of(rows.batch, rows.batched, row);
         let out = &mut work.rows.bytes;
@@ -187,8 +197,19 @@ impl Table {
         Ok(())
     }
 
-    fn row_with_holes(&self, rows: &mut Rows<'_>, entry: &Entry, work: &mut Work) -> Result<(), RowError> {
-        let row = entry.row;
+    fn row_with_holes(&self, rows: &mut Rows<'_>, row: u32, work: &mut Work) -> Result<(), RowError> {
+        let places = Place::all(rows.batch, rows.batched, row, &self.statements.bury_inputs);
+        if places.len() > 1 {
+            work.places = Places::Several;
+        }
+        for place in places {
+            self.staged_row(rows, row, &place, work)?;
+        }
+        Ok(())
+    }
+
+    /// A row as it is staged for one place.
+    fn staged_row(&self, rows: &mut Rows<'_>, row: u32, place: &Place, work: &mut Work) -> Result<(), RowError> {
         let toastable = &self.statements.stage.toastable;
         let meta = RowMeta::of(rows.batch, rows.batched, row);
         let out = &mut work.holes.bytes;
@@ -201,11 +222,12 @@ impl Table {
         for &input in toastable {
             out.push(u8::from(rows.cell(row, input) == Cell::Unchanged));
         }
-        let origin = entry.origin.unwrap_or(row);
         for &input in &self.statements.bury_inputs {
-            work.coerced += self.encoder.put(out, input, rows.cell(origin, input), &meta)?;
+            work.coerced += self.encoder.put(out, input, rows.cell(place.row, input), &meta)?;
         }
-        out.extend_from_slice(&rows.version(row).to_le_bytes());
+        for version in [place.since, place.before, rows.version(row)] {
+            out.extend_from_slice(&version.to_le_bytes());
+        }
         work.holes.rows += 1;
         Ok(())
     }
@@ -216,7 +238,7 @@ impl Table {
         for &input in &self.statements.bury_inputs {
             self.encoder.put(&mut body.bytes, input, rows.cell(row, input), &meta)?;
         }
-        body.bytes.extend_from_slice(&(rows.version(row) + above).to_le_bytes());
+        body.bytes.extend_from_slice(&(rows.version(row).max(rows.floor) + above).to_le_bytes());
         body.rows += 1;
         Ok(())
     }
@@ -231,7 +253,7 @@ impl Table {
                 self.encoder.put_default(&mut body.bytes, input);
             }
         }
-        body.bytes.extend_from_slice(&rows.version(row).to_le_bytes());
+        body.bytes.extend_from_slice(&rows.version(row).max(rows.floor).to_le_bytes());
         body.bytes.push(1);
         body.rows += 1;
         Ok(())

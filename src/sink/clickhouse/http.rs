@@ -40,6 +40,8 @@ const SETTINGS: &[(&str, &str)] = &[
     // NULL for a column that cannot hold it is an error, never the type's default: of what is read, and of `sql` columns.
     ("input_format_null_as_default", "0"),
     ("insert_null_as_default", "0"),
+    // Of a row that a join does not find, the versions are 0 and not NULL, which no condition is true of.
+    ("join_use_nulls", "0"),
     // Into a Distributed table: the shards have the rows when the answer comes.
     ("distributed_foreground_insert", "1"),
     // One insert is one block and one part, and so all of it or nothing: far above what a batch holds.

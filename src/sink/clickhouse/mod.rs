@@ -11,6 +11,7 @@ pub mod encode;
 pub mod error;
 pub mod http;
 pub mod load;
+mod places;
 pub mod state;
 pub mod statements;
 pub mod targets;

@@ -4,6 +4,10 @@
 //! unsent is completed from the target inside one INSERT … SELECT, which also leaves out what a crash after an earlier try
 //! has already written: reading a value from where it was only works before the row has moved.
 
+mod complete;
+
+pub use complete::{Complete, Missing, Places};
+
 use crate::mapping::clickhouse::{DELETED_COLUMN, VERSION_COLUMN, quote_ident, quote_literal, quoted};
 use crate::mapping::plan::{InputFrom, Meta, OutputFrom, Plan};
 
@@ -34,7 +38,8 @@ pub struct TableStatements {
 pub struct Stage {
     pub create: String,
     pub clear: String,
-    /// Takes all inputs, a flag for each of `toastable`, the key inputs of the old place, and a version.
+    /// Takes all inputs, a flag for each of `toastable`, the key inputs of a place, the versions that the row had there
+    /// (from, and up to but without), and its own.
     pub fill: String,
     /// Takes the key's inputs and a version.
     pub fill_keys: String,
@@ -42,10 +47,8 @@ pub struct Stage {
     pub toastable: Vec<usize>,
     /// Of each input, whether it is one of `toastable`.
     pub is_toastable: Vec<bool>,
-    /// Inserts the staged rows with what they lack; fails where the target lacks a row.
-    pub complete: String,
-    /// The same, but a row that the target lacks is left out: a later change removes it in any case.
-    pub complete_tolerant: String,
+    /// Inserts the staged rows with what they lack.
+    pub complete: Complete,
     /// Marks the staged keys' rows as deleted (`delete = "soft"`).
     pub mark: String,
 }
@@ -268,19 +271,18 @@ impl Writer<'_> {
         let structure: Vec<String> = std::iter::once(self.structure(&every))
             .chain(flags.iter().map(|flag| format!("{flag} UInt8")))
             .chain(origin_structure)
-            .chain(["`_version` UInt128".to_owned()])
+            .chain(["`_since`", "`_before`", "`_version`"].map(|name| format!("{name} UInt128")))
             .collect();
-        let version = || std::iter::once("`_version`".to_owned());
-        let all_names: Vec<_> = names(&every).into_iter().chain(flags).chain(origins).chain(version()).collect();
-        let key_names: Vec<_> = names(key_reads).into_iter().chain(version()).collect();
+        let versions = ["`_since`", "`_before`", "`_version`"].map(str::to_owned);
+        let all_names: Vec<_> = names(&every).into_iter().chain(flags).chain(origins).chain(versions).collect();
+        let key_names: Vec<_> = names(key_reads).into_iter().chain(["`_version`".to_owned()]).collect();
         let stage = &self.stage;
         Stage {
             create: format!("CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ({}) ENGINE = Memory", structure.join(", ")),
             clear: format!("TRUNCATE TABLE {stage}"),
             fill: format!("INSERT INTO {stage} ({}) FORMAT RowBinary", all_names.join(", ")),
             fill_keys: format!("INSERT INTO {stage} ({}) FORMAT RowBinary", key_names.join(", ")),
-            complete: self.complete(&toastable, false),
-            complete_tolerant: self.complete(&toastable, true),
+            complete: self.complete(&toastable),
             mark: self.mark_rows(),
             is_toastable: plan.inputs.iter().map(|input| input.toastable).collect(),
             toastable,
@@ -306,59 +308,6 @@ impl Writer<'_> {
             format!("{side}.{} = s.`{values}{place}`", quote_ident(&self.plan.outputs[key].column))
         });
         on.collect::<Vec<_>>().join(" AND ")
-    }
-
-    fn complete(&self, toastable: &[usize], tolerant: bool) -> String {
-        let plan = self.plan;
-        // Outputs that may be unknown, with the inputs on which that depends.
-        let depends = |output: usize| -> Vec<usize> {
-            let reads: &[usize] = match &plan.outputs[output].from {
-                OutputFrom::Input { input, .. } => std::slice::from_ref(input),
-                OutputFrom::Sql { inputs, .. } => inputs,
-            };
-            reads.iter().copied().filter(|input| toastable.contains(input)).collect()
-        };
-        let kept: Vec<usize> = (0..plan.outputs.len()).filter(|&output| !depends(output).is_empty()).collect();
-        let values = (0..plan.outputs.len()).map(|output| {
-            let holes: Vec<_> = depends(output).iter().map(|input| format!("s.`_hole_{input}`")).collect();
-            match kept.iter().position(|&known| known == output) {
-                Some(place) => format!("if(({}) != 0, c._cur.{}, s.`_out_{output}`)", holes.join(" OR "), place + 1),
-                None => format!("s.`_out_{output}`"),
-            }
-        });
-        let values: Vec<_> = values.collect();
-        let computed = (0..plan.outputs.len()).map(|output| format!("{} AS `_out_{output}`", self.expression(output)));
-        let own_keys =
-            self.key_values().into_iter().enumerate().map(|(place, value)| format!("{value} AS `_key_{place}`"));
-        let origin_keys = self.origin_values();
-        let origins = origin_keys.iter().enumerate().map(|(place, value)| format!("{value} AS `_from_{place}`"));
-        let filter = plan.filter.as_ref().map_or("0".to_owned(), |filter| format!("ifNull(({filter}\n), 0) = 0"));
-        let staged: Vec<_> = computed.chain(own_keys).chain(origins).collect();
-        let flags: Vec<_> = toastable.iter().map(|input| format!("`_hole_{input}`")).collect();
-        let is_there = "c._found > 0 AND c._gone = 0";
-        let guard = match tolerant {
-            true => is_there.to_owned(),
-            false => format!(
-                "throwIf(s.{VERSION_COLUMN} > d._at AND NOT ({is_there}), \
-                 'a row that the source changed is missing in the target') = 0"
-            ),
-        };
-        let (mark_column, mark) = self.mark("false");
-        let target = self.target();
-        format!(
-            "INSERT INTO {target} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) \
-             SELECT {}{mark}, s.{VERSION_COLUMN}, s.`_filtered` FROM (SELECT {}, {}, {VERSION_COLUMN}, {filter} AS `_filtered` \
-             FROM {}) AS s LEFT JOIN ({}) AS c ON {} LEFT JOIN ({}) AS d ON {} WHERE s.{VERSION_COLUMN} > d._at AND {guard}",
-            self.all(),
-            values.join(", "),
-            staged.join(", "),
-            if flags.is_empty() { "1".to_owned() } else { flags.join(", ") },
-            self.stage,
-            self.latest(&kept_or_key(&kept, plan), &origin_keys.join(", ")),
-            self.join("c", "_from_"),
-            self.latest(&plan.key, &self.key_values().join(", ")),
-            self.join("d", "_key_"),
-        )
     }
 
     /// The key of a row's old place. Where the key is computed it is taken to be the row's own.

@@ -1,0 +1,141 @@
+//! Cases of the model that random schedules seldom meet, one by one.
+
+use anyhow::{Context, Result, ensure};
+use tailwater::batch::BatchLimits;
+
+use super::history::{Change, Key};
+use super::{ALL, Arena, Variant, stage};
+use crate::support::http_proxy::Fate;
+
+const A: Key = (1, "a");
+const B: Key = (2, "a");
+const C: Key = (3, "a");
+
+/// Neither text changes, so neither is sent.
+const fn moves(from: Key, to: Key) -> Change {
+    Change::Update(from, to, [false; 2])
+}
+
+/// Transactions, each a list of changes.
+type Story = &'static [&'static [Change]];
+
+/// What a sink wrote before it died at the end of its batch, and what had come on top of it when the next one began.
+struct Case {
+    name: &'static str,
+    applied: Story,
+    tried: Story,
+    more: Story,
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "a row that came and goes",
+        applied: &[],
+        tried: &[&[Change::Insert(A)]],
+        more: &[&[Change::Delete(A)]],
+    },
+    Case {
+        name: "a row that came, moved and goes",
+        applied: &[],
+        tried: &[&[Change::Insert(A), moves(A, B)]],
+        more: &[&[moves(B, C), Change::Delete(C)]],
+    },
+    Case {
+        name: "a row that moves on",
+        applied: &[&[Change::Insert(A)]],
+        tried: &[&[moves(A, B)]],
+        more: &[&[moves(B, C)]],
+    },
+    Case {
+        name: "a row that moves on while another stands where it came from",
+        applied: &[&[Change::Insert(A)]],
+        tried: &[&[moves(A, B)], &[Change::Insert(A)]],
+        more: &[&[moves(B, C)]],
+    },
+    Case {
+        name: "a swap of which the last step was missing",
+        applied: &[&[Change::Insert(A), Change::Insert(B)]],
+        tried: &[&[moves(A, C)], &[moves(B, A)]],
+        more: &[&[moves(C, B)]],
+    },
+    Case {
+        name: "a swap and back",
+        applied: &[&[Change::Insert(A), Change::Insert(B)]],
+        tried: &[&[moves(A, C), moves(B, A), moves(C, B)]],
+        more: &[&[moves(A, C), moves(B, A), moves(C, B)]],
+    },
+    Case {
+        name: "a row that moved and is gone",
+        applied: &[&[Change::Insert(A)]],
+        tried: &[&[moves(A, B)], &[moves(B, C)], &[Change::Delete(C)]],
+        more: &[],
+    },
+    Case {
+        name: "a row that moved before all went",
+        applied: &[&[Change::Insert(A)]],
+        tried: &[&[moves(A, B)], &[Change::Truncate]],
+        more: &[&[Change::Insert(A)]],
+    },
+    Case {
+        name: "a row that moved to where others had been before all went",
+        applied: &[&[Change::Insert(A), Change::Insert(B)]],
+        tried: &[&[Change::Delete(B)], &[moves(A, B)], &[Change::Truncate]],
+        more: &[&[Change::Insert(B)]],
+    },
+];
+
+async fn apply_all(arena: &mut Arena<'_>, story: Story, limits: BatchLimits) -> Result<bool> {
+    story.iter().for_each(|changes| arena.history.commit_these(changes));
+    arena.apply(arena.history.len(), limits).await
+}
+
+/// A batch whose rows were written and whose checkpoint was not is part of a longer one when it comes again, or comes in
+/// shorter ones. What came and went is buried, and a row that moved finds its values wherever the first try has put it.
+#[tokio::test(flavor = "multi_thread")]
+async fn batch_that_comes_again_with_other_bounds_changes_nothing() -> Result<()> {
+    let (server, proxy) = stage("ch-again")?;
+    let mut wrong = Vec::new();
+    for variant in [Variant::Plain, Variant::Computed, Variant::Soft] {
+        for case in CASES {
+            for limits in [ALL, BatchLimits { commits: 1, ..ALL }] {
+                let mut arena = Arena::new(&server, &proxy, variant)?;
+                apply_all(&mut arena, case.applied, ALL).await?;
+                apply_all(&mut arena, &[], ALL).await?;
+                proxy.cut_at("INSERT INTO tailwater.checkpoint", Fate::Unsent);
+                ensure!(!apply_all(&mut arena, case.tried, ALL).await?, "the sink did not die");
+                arena.recover().await?;
+                ensure!(arena.at == case.applied.len(), "the checkpoint was written");
+                let outcome = apply_all(&mut arena, case.more, limits).await.and_then(|applied| {
+                    ensure!(applied, "the sink died");
+                    ensure!(arena.at == arena.furthest, "not everything was compared");
+                    Ok(())
+                });
+                if let Err(error) = outcome {
+                    wrong.push(format!("{variant:?}, {} commits at a time: {}: {error:#}", limits.commits, case.name));
+                }
+            }
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// An insert that the server carries out when its sender is long dead, and others have gone on from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn insert_that_arrives_late_raises_nobody() -> Result<()> {
+    let (server, proxy) = stage("ch-late")?;
+    for variant in [Variant::Plain, Variant::Computed, Variant::Soft] {
+        for (name, end) in [("deleted", Change::Delete(A)), ("truncated", Change::Truncate), ("moved", moves(A, B))] {
+            let mut arena = Arena::new(&server, &proxy, variant)?;
+            apply_all(&mut arena, &[&[Change::Insert(C)]], ALL).await?;
+            proxy.cut_at("INSERT INTO `model`", Fate::Late);
+            ensure!(!apply_all(&mut arena, &[&[Change::Insert(A)]], ALL).await?, "the sink did not die");
+            arena.recover().await?;
+            arena.history.commit_these(&[end]);
+            ensure!(arena.apply(arena.history.len(), ALL).await?, "the sink died");
+            ensure!(proxy.deliver()? == 1, "nothing came late");
+            arena.compare().with_context(|| format!("{variant:?}, {name}"))?;
+        }
+    }
+    Ok(())
+}
