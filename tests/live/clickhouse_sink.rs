@@ -1,13 +1,16 @@
 //! The daemon into ClickHouse: the workloads' tables, copied and streamed, through kills and replays.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tailwater::lsn::Lsn;
 
 use crate::support::clickhouse::ClickHouse;
+use crate::support::clickhouse_checker::ClickHouseChecker;
 use crate::support::cluster::{Cluster, Options};
 use crate::support::daemon::{Daemon, Home, flushed};
+use crate::support::oracle::Oracle;
 use crate::support::pair::{DATABASE, SOON};
 use crate::support::postgres::Version;
 use crate::support::random::Random;
@@ -15,7 +18,7 @@ use crate::support::wait::{Look, eventually};
 use crate::support::workload::{EVERY_KIND_OF_CHANGE, Load, SCHEMA, SEED_SQL, TABLES, Workload};
 
 /// What Postgres can hold and ClickHouse's types cannot goes as text.
-fn mapping() -> String {
+pub fn mapping() -> String {
     let mut text = String::from("source = \"src\"\nsink = \"ch\"\n");
     for table in TABLES {
         let name = table.rsplit('.').next().unwrap_or(table);
@@ -28,31 +31,44 @@ fn mapping() -> String {
 }
 
 /// A source with the workloads' tables and a ClickHouse server that mirrors them.
-struct Stage {
-    source: Cluster,
-    server: ClickHouse,
-    home: Home,
+pub struct Stage {
+    pub source: Cluster,
+    pub server: ClickHouse,
+    pub home: Home,
 }
 
 impl Stage {
-    async fn start(name: &str) -> Result<Stage> {
+    /// With the seed's rows at the source and empty tables at the sink.
+    pub async fn start(name: &str) -> Result<Stage> {
+        let stage = Stage::bare(name).await?;
+        stage.source.execute(DATABASE, SEED_SQL).await?;
+        stage.home.setup()?;
+        Ok(stage)
+    }
+
+    /// The same before the seed and before `tailwater setup`.
+    pub async fn bare(name: &str) -> Result<Stage> {
         let source = Cluster::start(&format!("{name}-source"), Version::V15, Options::default())?;
         source.execute(DATABASE, SCHEMA).await?;
-        source.execute(DATABASE, SEED_SQL).await?;
         let server = ClickHouse::start(&format!("{name}-ch"))?;
+        let home = Home::new(name, "", &[])?;
+        let stage = Stage { source, server, home };
+        stage.configure(stage.server.http_port(), &mapping())?;
+        Ok(stage)
+    }
+
+    /// ClickHouse at that port of this machine, and this mapping, for what runs next.
+    pub fn configure(&self, port: u16, mapping: &str) -> Result<()> {
         let config = format!(
             "[source.src]\nurl = \"{}\"\nheartbeat = \"500ms\"\n\n\
-             [sink.ch]\nkind = \"clickhouse\"\nurl = \"{}\"\nidle_record = \"200ms\"\n",
-            source.url(DATABASE),
-            server.url("")
+             [sink.ch]\nkind = \"clickhouse\"\nurl = \"http://127.0.0.1:{port}/\"\nidle_record = \"200ms\"\n",
+            self.source.url(DATABASE)
         );
-        let home = Home::new(name, &config, &[("mapping.toml", &mapping())])?;
-        home.setup()?;
-        Ok(Stage { source, server, home })
+        self.home.configure(&config, &[("mapping.toml", mapping)])
     }
 
     /// Waits until the sink's checkpoint has reached what the source has committed by now, with every table streaming.
-    async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
+    pub async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
         let target = flushed(&self.source.connect(DATABASE).await?).await?;
         let what = format!("the sink's checkpoint reaches {target}");
         let caught_up = eventually(SOON, &what, async || {
@@ -75,7 +91,7 @@ impl Stage {
     }
 
     /// With the source quiet: every table holds, for each key, what the source holds.
-    async fn assert_equal(&self, after: &str) -> Result<()> {
+    pub async fn assert_equal(&self, after: &str) -> Result<()> {
         let source = self.source.connect(DATABASE).await?;
         for table in TABLES {
             let name = table.rsplit('.').next().unwrap_or(table);
@@ -240,13 +256,20 @@ async fn values_that_do_not_fit_follow_the_policy() -> Result<()> {
     daemon.terminate()
 }
 
-/// Kills of the daemon and of the server at random moments under every workload.
+/// Kills of the daemon and of the server at random moments under every workload. Meanwhile no key goes back, and what is not
+/// ahead of the checkpoint is what the source held there.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_lose_and_double_nothing() -> Result<()> {
     let kills: u32 = std::env::var("TAILWATER_CLICKHOUSE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
-    let mut random = Random::new(Random::seed_from_environment());
-    let mut stage = Stage::start("ch-crash").await?;
+    let seed = Random::seed_from_environment();
+    eprintln!("TAILWATER_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut stage = Stage::bare("ch-crash").await?;
+    let oracle = Arc::new(Oracle::start(&stage.source, DATABASE, TABLES).await?);
+    stage.source.execute(DATABASE, SEED_SQL).await?;
+    stage.home.setup()?;
     let mut daemon = stage.home.run()?;
+    let checker = ClickHouseChecker::start(&stage.source, &stage.server, DATABASE, &oracle);
     let load = Load::start(&stage.source, DATABASE, Workload::ALL, &mut random);
     for kill in 0..kills {
         tokio::time::sleep(Duration::from_millis(random.below(900) + 100)).await;
@@ -256,6 +279,7 @@ async fn kills_lose_and_double_nothing() -> Result<()> {
             daemon.kill9();
             daemon = stage.home.run()?;
         }
+        checker.verdict().with_context(|| format!("after {} kills", kill + 1))?;
         if kill % 7 == 6 {
             stage.catch_up(&mut daemon).await?;
             stage.optimize()?;
@@ -264,5 +288,8 @@ async fn kills_lose_and_double_nothing() -> Result<()> {
     load.stop().await?;
     stage.catch_up(&mut daemon).await?;
     stage.assert_equal("all kills").await?;
+    let tally = checker.stop().await?;
+    eprintln!("{kills} kills: {tally:?}");
+    ensure!(tally.compared > kills.into() && tally.looks > u64::from(3 * kills), "too few looks: {tally:?}");
     daemon.terminate()
 }

@@ -4,9 +4,11 @@
 mod support;
 
 mod clickhouse;
+mod clickhouse_boundaries;
 mod clickhouse_findings;
 mod clickhouse_model;
 mod clickhouse_sink;
+mod clickhouse_tls;
 mod clickhouse_views;
 mod crash;
 mod demo;

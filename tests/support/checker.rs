@@ -218,7 +218,7 @@ impl Watch {
 }
 
 /// What the source was told by the daemon, whose slot is the only lasting one beside the oracle's.
-async fn confirmed(source: &Client) -> Result<Option<Lsn>> {
+pub async fn confirmed(source: &Client) -> Result<Option<Lsn>> {
     let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots \
                WHERE slot_type = 'logical' AND NOT temporary AND slot_name <> $1";
     let row = source.query_opt(sql, &[&oracle::NAME]).await?;

@@ -160,7 +160,45 @@ impl ClickHouse {
         format!("http://{login}127.0.0.1:{}/{database}", self.http_port)
     }
 
-    /// Runs one statement as the server's user; rows come tab-separated, one a line.
+    /// Asks as the server's user, also while somebody else stops and starts it.
+    pub fn client(&self) -> Client {
+        Client { port: self.http_port, login: self.login.clone() }
+    }
+
+    /// See [`Client::query`].
+    pub fn query(&self, sql: &str) -> Result<String> {
+        self.client().query(sql)
+    }
+
+    /// Runs an INSERT with its rows in `data`.
+    pub fn insert(&self, sql: &str, data: &[u8]) -> Result<String> {
+        self.client().insert(sql, data)
+    }
+
+    /// Everything of the server.
+    pub fn directory(&self) -> PathBuf {
+        self.scratch.path().join("server")
+    }
+
+    /// Everything the server has said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.scratch.path().join("log")
+    }
+}
+
+/// Statements over HTTP, as one user.
+#[derive(Clone)]
+pub struct Client {
+    port: u16,
+    login: Option<(String, String)>,
+}
+
+impl Client {
+    /// Runs one statement; rows come tab-separated, one a line.
     ///
     /// # Errors
     /// With the server's own text, values and all: only for tests.
@@ -168,8 +206,7 @@ impl ClickHouse {
         self.post("/", sql.as_bytes())
     }
 
-    /// Runs an INSERT with its rows in `data`.
-    pub fn insert(&self, sql: &str, data: &[u8]) -> Result<String> {
+    fn insert(&self, sql: &str, data: &[u8]) -> Result<String> {
         let mut path = String::from("/?query=");
         for byte in sql.bytes() {
             write!(path, "%{byte:02X}")?;
@@ -178,8 +215,7 @@ impl ClickHouse {
     }
 
     fn post(&self, path: &str, body: &[u8]) -> Result<String> {
-        let mut stream =
-            TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, self.http_port).into(), Duration::from_secs(2))?;
+        let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, self.port).into(), Duration::from_secs(2))?;
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         let (user, password) = self.login.as_ref().map_or(("default", ""), |(user, password)| (user, password));
         // HTTP/1.0: the answer ends with the connection and comes in no chunks.
@@ -196,20 +232,6 @@ impl ClickHouse {
         let status = head.split_whitespace().nth(1).unwrap_or_default();
         ensure!(status == "200", "ClickHouse answered {status}: {body}");
         Ok(body.trim_end_matches('\n').to_owned())
-    }
-
-    /// Everything of the server.
-    pub fn directory(&self) -> PathBuf {
-        self.scratch.path().join("server")
-    }
-
-    /// Everything the server has said.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.scratch.path().join("log")
     }
 }
 

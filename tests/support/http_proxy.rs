@@ -33,8 +33,8 @@ struct Strike {
 enum Which {
     /// After so many others.
     After(u64),
-    /// The next that has these words in its statement.
-    With(String),
+    /// The next that has all of these words in its statement.
+    With(Vec<String>),
 }
 
 #[derive(Default)]
@@ -82,12 +82,13 @@ impl HttpProxy {
 
     /// The next request with these words in its statement meets its fate, and its connection is closed.
     pub fn cut_at(&self, words: &str, fate: Fate) {
-        *self.shared.strike() = Some(Strike { which: Which::With(words.to_owned()), fate, silent: false });
+        *self.shared.strike() = Some(Strike { which: Which::With(vec![words.to_owned()]), fate, silent: false });
     }
 
-    /// The next request with these words in its statement meets its fate, and its client waits for ever.
-    pub fn hold(&self, words: &str, fate: Fate) {
-        *self.shared.strike() = Some(Strike { which: Which::With(words.to_owned()), fate, silent: true });
+    /// The next request with all of these words in its statement meets its fate, and its client waits for ever.
+    pub fn hold(&self, words: &[&str], fate: Fate) {
+        let words = words.iter().map(|&words| words.to_owned()).collect();
+        *self.shared.strike() = Some(Strike { which: Which::With(words), fate, silent: true });
     }
 
     /// Nothing more happens to requests.
@@ -154,7 +155,10 @@ impl Shared {
                 *others -= 1;
                 false
             }
-            Which::With(words) => request.statement().contains(words.as_str()),
+            Which::With(words) => {
+                let statement = request.statement();
+                words.iter().all(|words| statement.contains(words.as_str()))
+            }
         };
         if is_met { strike.take() } else { None }
     }

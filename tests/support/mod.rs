@@ -7,6 +7,7 @@
 pub mod certificates;
 pub mod checker;
 pub mod clickhouse;
+pub mod clickhouse_checker;
 pub mod cluster;
 pub mod daemon;
 pub mod http;
@@ -23,6 +24,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod scratch;
+pub mod tls_proxy;
 pub mod wait;
 pub mod watchdog;
 pub mod workload;

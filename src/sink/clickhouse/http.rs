@@ -287,6 +287,8 @@ fn broken(error: &hyper::Error) -> ClickHouseError {
 
 fn reason(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        // What came back is none of its messages.
+        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
         Some(error) => error.to_string(),
         None => error.kind().to_string(),
     }
