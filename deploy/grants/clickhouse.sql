@@ -7,7 +7,7 @@
 
 CREATE USER IF NOT EXISTS tailwater;
 
--- The daemon's own tables: checkpoint, table_state, view_state, dead_letter. Rows are added and read, never changed.
+-- The daemon's own tables: checkpoint, table_state, view_state, source_layout. Rows are added and read, never changed.
 GRANT SELECT, INSERT ON tailwater.* TO tailwater;
 
 -- The targets. SELECT: rows of which the source left large values unsent are completed from the target, a TRUNCATE is written
@@ -25,6 +25,10 @@ GRANT READ ON FILE TO tailwater;
 -- `[view]`: refreshable materialized views are refreshed by event, and their end is awaited.
 GRANT SYSTEM VIEWS ON dwh.* TO tailwater;
 GRANT SELECT ON system.view_refreshes TO tailwater;
+
+-- Only if columns that are added at the source are to be added here too (`columns = "*"`); else such a table is quarantined, and
+-- the reason has the statement to run.
+-- GRANT ALTER ADD COLUMN, CREATE VIEW, DROP VIEW ON dwh.* TO tailwater;
 
 -- Only if `tailwater setup` runs under this user too; else run it once as a user who has these rights.
 -- GRANT CREATE DATABASE, CREATE TABLE ON tailwater.* TO tailwater;

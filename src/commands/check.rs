@@ -53,7 +53,7 @@ pub fn run(cli: &Cli, args: &Check) -> Exit {
         if !findings.has_errors() {
             check_sinks(&resolved, &ends.sinks, &pretended, &mut findings).await;
             look_at_views(&resolved, &ends.sinks, &mut findings).await;
-            clickhouse::check_sinks(&resolved, &ends.clickhouse, &mut findings).await;
+            clickhouse::check_sinks(&resolved, &ends.clickhouse, &pretended, &mut findings).await;
         }
         let halted = check_sources(&config, &resolved, &ends, &mut findings).await;
         (findings, halted)

@@ -151,7 +151,7 @@ pub async fn open(config: &Config, end: &End) -> Result<Opened, Missed> {
 
 /// What a start would find: mappings resolved, and what became of tables that are held already. Nothing is changed.
 pub async fn look(config: &Config, files: &[MappingFile], ends: &mut Ends) -> Settled {
-    let sessions = drift::Ends { sources: &ends.sources, sinks: &ends.sinks };
+    let sessions = drift::Ends { sources: &ends.sources, sinks: &ends.sinks, clickhouse: &ends.clickhouse };
     match drift::settle(config, files, &mut ends.live, sessions, Occasion::Look).await {
         Ok(settled) => settled,
         // What stands in the way there is said where states and sources are looked at.

@@ -181,7 +181,7 @@ async fn prepare(
         if ends.findings.has_errors() {
             return Ok(resolved_only(config, files, &mut ends).await);
         }
-        let sessions = drift::Ends { sources: &ends.sources, sinks: &ends.sinks };
+        let sessions = drift::Ends { sources: &ends.sources, sinks: &ends.sinks, clickhouse: &ends.clickhouse };
         let error = match drift::settle(config, files, &mut ends.live, sessions, occasion).await {
             Ok(mut settled) => {
                 settled.findings.0.splice(0..0, std::mem::take(&mut ends.findings).0);
@@ -194,7 +194,7 @@ async fn prepare(
                 tokio::time::sleep(STANDBY_PAUSE).await;
                 continue;
             }
-            Err(Unsettled::Sql(error)) => error,
+            Err(error @ (Unsettled::Sql(_) | Unsettled::ClickHouse(_))) => error,
         };
         if error.retry() == Retry::Never {
             // What stands in the way, the start-up decision meets as well, and says.

@@ -116,22 +116,41 @@ impl Desired {
     }
 }
 
+/// A target table as it is.
+#[derive(Clone, Copy)]
+pub enum Target<'a> {
+    Postgres(&'a Table),
+    ClickHouse(&'a ClickHouseTable),
+}
+
+impl Target<'_> {
+    fn has(self, column: &str) -> bool {
+        match self {
+            Target::Postgres(table) => table.column(column).is_some(),
+            Target::ClickHouse(table) => table.column(column).is_some(),
+        }
+    }
+}
+
 /// Columns that a mapping of all columns asks for and an existing target lacks, by the source column's name.
 pub fn missing_columns(
     file: &MappingFile,
     mapping: &TableMapping,
     source: &str,
     end: &LiveSource,
-    target: &Table,
+    target: Target<'_>,
 ) -> Vec<(String, DesiredColumn)> {
     // What is wrong is said when all is resolved.
     let mut unsaid = Findings::default();
     let table = source_table(file, mapping, source, end, &mut unsaid);
     let Some(draft) = table.and_then(|table| Draft::make(file, mapping, table, &mut unsaid)) else { return Vec::new() };
-    let missing = draft.columns.iter().filter(|column| column.starred && target.column(&column.target).is_none());
+    let missing = draft.columns.iter().filter(|column| column.starred && !target.has(&column.target));
     let desired = missing.filter_map(|column| {
         let DraftFrom::Column(from) = &column.from else { return None };
-        let type_name = type_name(&draft, column)?;
+        let type_name = match target {
+            Target::Postgres(_) => type_name(&draft, column)?,
+            Target::ClickHouse(_) => clickhouse::added_type(&draft, from),
+        };
         // Its NOT NULL may be taken back at the source, of which nobody would hear.
         let desired = DesiredColumn { name: column.target.clone(), type_name, not_null: false, default: None };
         Some((from.name.clone(), desired))

@@ -179,7 +179,8 @@ impl<'d, 'a> Build<'d, 'a> {
     }
 }
 
-fn expected(table: &Table) -> Expected {
+/// The table as it is now.
+pub(super) fn expected(table: &Table) -> Expected {
     let column = |column: &Column| ExpectedColumn {
         name: column.name.clone(),
         type_oid: column.type_oid,

@@ -11,10 +11,14 @@
 //! partition came with rows: of this there is no message, so the sink remembers what each table was made of when its rows
 //! were copied, and the catalog is compared with that.
 
+mod added;
 mod cases;
 mod edges;
 mod judge;
+mod rows;
 pub(super) mod store;
+mod unsettled;
+mod warehouse;
 pub(super) mod watch;
 
 use std::collections::BTreeMap;
@@ -27,17 +31,19 @@ use crate::config::{Config, OnError};
 use crate::diagnostic::{Finding, Findings};
 use crate::lsn::Lsn;
 use crate::mapping::MappingFile;
+use crate::mapping::clickhouse::ClickHouseColumn;
 use crate::mapping::desired::DesiredColumn;
 use crate::mapping::plan::Plan;
 use crate::mapping::resolve::{Live, Resolved, resolve};
 use crate::mapping::syntax::At;
 use crate::postgres::catalog::{Wanted, read_tables};
-use crate::postgres::error::SqlError;
-use crate::sink::postgres::state;
+use crate::sink::clickhouse::{Server, catalog};
 use crate::sink::state::TableState;
 use crate::source::layout::Layout;
 use cases::{Case, SourceNow, by_sink, cases, look};
-use edges::{add_columns, before_added, tell};
+use edges::{add_columns, before_added};
+pub use unsettled::Unsettled;
+use warehouse::{Warehouse, WarehouseError};
 pub use watch::announce;
 
 /// How a quarantined table comes back.
@@ -58,7 +64,17 @@ pub struct Drift {
 #[derive(Clone, Copy)]
 pub struct Ends<'a> {
     pub sources: &'a BTreeMap<String, Client>,
+    /// Postgres.
     pub sinks: &'a BTreeMap<String, Client>,
+    pub clickhouse: &'a BTreeMap<String, Server>,
+}
+
+impl<'a> Ends<'a> {
+    /// A sink of either kind.
+    fn warehouse(self, sink: &str) -> Option<Warehouse<'a>> {
+        let postgres = self.sinks.get(sink).map(Warehouse::Postgres);
+        postgres.or_else(|| self.clickhouse.get(sink).map(Warehouse::ClickHouse))
+    }
 }
 
 /// When a run is prepared.
@@ -110,25 +126,6 @@ pub struct Settled {
     pub pretended: Vec<(String, TableName)>,
 }
 
-/// Why there is nothing to run.
-#[derive(Debug, thiserror::Error)]
-pub enum Unsettled {
-    #[error(transparent)]
-    Sql(#[from] SqlError),
-    /// Another daemon streams, and will do what there is to do, or end: look again later.
-    #[error("another daemon streams from the slot, and a table changed")]
-    StandBy,
-    /// `on_error = "stop"`.
-    #[error("{0}")]
-    Stop(String),
-}
-
-impl From<tokio_postgres::Error> for Unsettled {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Unsettled::Sql(error.into())
-    }
-}
-
 /// Brings plans, targets and states in line with what the sources are now.
 ///
 /// # Errors
@@ -150,7 +147,7 @@ pub async fn settle(
         sources.insert(name.clone(), look(config, name, client, &tables, live).await?);
     }
     let files = by_sink(files);
-    let cases = cases(config, &files, live, ends, &sources).await?;
+    let cases = cases(&files, live, ends, &sources).await?;
     let mut settling = Settling { config, files, live, ends, occasion, sources, cases, settled: Settled::default() };
     settling.run().await?;
     Ok(settling.settled)
@@ -207,7 +204,14 @@ impl Settling<'_> {
             }
             let added: Vec<_> = case.follow.iter().filter_map(|follow| follow.desired.clone()).collect();
             if is_writing {
-                if let Err(why) = add_columns(&self.ends.sinks[&case.sink], case).await? {
+                let done = match self.ends.warehouse(&case.sink) {
+                    Some(Warehouse::Postgres(client)) => add_columns(client, case).await?,
+                    Some(Warehouse::ClickHouse(server)) => {
+                        added::add_columns(server, &self.live.clickhouse[&case.sink], case).await?
+                    }
+                    None => continue,
+                };
+                if let Err(why) = done {
                     let unfollowed = case.follow.iter();
                     case.left_out.extend(unfollowed.map(|follow| (follow.column.name.clone(), follow.desired.clone())));
                     case.broken.push(why);
@@ -234,6 +238,12 @@ impl Settling<'_> {
             let is_changed = self.cases.iter().any(|case| &case.sink == name && !case.follow.is_empty());
             if let Some(sink) = self.live.sinks.get_mut(name).filter(|_| is_changed) {
                 sink.catalog = read_tables(client, Wanted::All).await?;
+            }
+        }
+        for (name, server) in self.ends.clickhouse {
+            if self.cases.iter().any(|case| &case.sink == name && !case.follow.is_empty()) {
+                let read = catalog::read_tables(&server.client).await.map_err(WarehouseError::from)?;
+                self.live.clickhouse.insert(name.clone(), read);
             }
         }
         Ok(())
@@ -321,10 +331,10 @@ impl Settling<'_> {
             _ => format!(", seen at {}", self.sources[&self.cases[index].source].settled),
         };
         let case = &self.cases[index];
-        let client = &self.ends.sinks[&case.sink];
+        let Some(warehouse) = self.ends.warehouse(&case.sink) else { return Ok(()) };
         if case.is_copied_anew() {
             if case.stored.is_some() {
-                store::forget(client, &case.source, &case.target).await?;
+                store::forget(warehouse, &case.source, &case.target).await?;
             }
             return Ok(());
         }
@@ -334,7 +344,7 @@ impl Settling<'_> {
         for note in &case.notes {
             let message = format!("\"{}\": {note}{at}", case.from);
             warn!(sink = %case.sink, table = %case.target, "{message}");
-            tell(client, case, &message).await?;
+            warehouse.tell(&case.source, &case.target, &message).await?;
             self.settled.reports.push(report(case, message, false));
         }
         if !case.broken.is_empty() {
@@ -343,15 +353,13 @@ impl Settling<'_> {
                 return Err(Unsettled::Stop(format!("table \"{}\": {message}", case.target)));
             }
             error!(sink = %case.sink, table = %case.target, reason = %message, "table is quarantined");
-            let state = TableState::Quarantined;
-            state::write_table(client, &case.source, &case.from, &case.target, state, Lsn::ZERO, Some(&message))
-                .await?;
+            warehouse.quarantine(&case.source, &case.from, &case.target, &message).await?;
             self.settled.reports.push(report(case, message, true));
             return Ok(());
         }
-        store::ensure(client).await?;
+        store::ensure(warehouse).await?;
         if let Some(layout) = layout_of(case).filter(|layout| case.stored.as_ref() != Some(layout)) {
-            store::write(client, &case.source, &case.target, &layout).await?;
+            store::write(warehouse, &case.source, &case.target, &layout).await?;
         }
         Ok(())
     }
@@ -392,6 +400,15 @@ fn pretend(live: &mut Live, case: &Case, added: &[DesiredColumn]) {
     let table = sink.and_then(|sink| sink.catalog.tables.iter_mut().find(|table| table.name == case.target));
     if let Some(table) = table {
         table.columns.extend(added.iter().map(DesiredColumn::as_column));
+    }
+    let sink = live.clickhouse.get_mut(&case.sink);
+    let table = sink.and_then(|sink| sink.tables.iter_mut().find(|table| table.name == case.target));
+    if let Some(table) = table {
+        table.columns.extend(added.iter().map(|column| ClickHouseColumn {
+            name: column.name.clone(),
+            type_name: column.type_name.clone(),
+            default_kind: String::new(),
+        }));
     }
 }
 

@@ -5,6 +5,7 @@ mod support;
 
 mod clickhouse;
 mod clickhouse_boundaries;
+mod clickhouse_drift;
 mod clickhouse_findings;
 mod clickhouse_model;
 mod clickhouse_sink;

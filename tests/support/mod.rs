@@ -16,6 +16,7 @@ pub mod http_proxy;
 pub mod kafka;
 #[cfg(feature = "kafka")]
 pub mod kcat;
+pub mod lake;
 pub mod mirror;
 pub mod oracle;
 pub mod pair;

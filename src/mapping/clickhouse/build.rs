@@ -3,7 +3,8 @@
 use super::{ClickHouseTable, quote_ident, quote_literal};
 use crate::catalog::{Column, ReplicaIdentity};
 use crate::mapping::draft::{Draft, DraftColumn, DraftFrom};
-use crate::mapping::plan::{Expected, Input, InputFrom, Meta, Output, OutputFrom, Plan};
+use crate::mapping::plan::{Input, InputFrom, Meta, Output, OutputFrom, Plan};
+use crate::mapping::plan_build::expected;
 use crate::mapping::target::Ends;
 use crate::value::clickhouse::types::{ColumnType, OnOverflow, SourceType, column_type};
 
@@ -45,8 +46,7 @@ impl<'d, 'a> Build<'d, 'a> {
             parents: Vec::new(),
             source_columns: build.inputs.iter().filter_map(source_column).collect(),
             follows_columns: mapping.all_columns.is_some(),
-            // What its target was filled from is not remembered there, so nothing is compared with it.
-            expected: Expected::default(),
+            expected: expected(draft.table),
             inputs: build.inputs,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::build::meta_type;
 use super::{ClickHouseColumn, ClickHouseTable, DELETED_COLUMN, VERSION_COLUMN};
+use crate::catalog::Column;
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::draft::{Draft, DraftColumn, DraftFrom};
 use crate::mapping::plan::Mode;
@@ -48,6 +49,20 @@ pub(in crate::mapping) fn desired(draft: &Draft<'_>, findings: &mut Findings) ->
         is_refreshable: false,
         query: String::new(),
     })
+}
+
+/// The type of a column that is added to a target. Rows that are older than it may have none in it; only an array, which
+/// cannot be null, is one where the source's column is never null.
+pub(in crate::mapping) fn added_type(draft: &Draft<'_>, from: &Column) -> String {
+    let source = SourceType::of(from);
+    if draft.mask(from).is_some() {
+        return ColumnType::Nullable(Box::new(ColumnType::String)).to_string();
+    }
+    let natural = column_type(&source, !from.not_null, draft.on_overflow(from));
+    match natural {
+        ColumnType::Array(_) => natural.to_string(),
+        _ => column_type(&source, true, draft.on_overflow(from)).to_string(),
+    }
 }
 
 fn type_name(draft: &Draft<'_>, position: usize, column: &DraftColumn<'_>) -> Option<String> {

@@ -10,7 +10,7 @@ mod plan;
 use crate::catalog::TableName;
 
 pub use build::convert;
-pub(super) use desired::desired;
+pub(super) use desired::{added_type, desired};
 pub(super) use plan::{plan, view_plan};
 
 /// Orders the states of a key: `commit_lsn << 64 | ordinal`.

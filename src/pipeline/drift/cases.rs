@@ -1,35 +1,34 @@
 //! Every mapped table of every sink, with what became of its source since the sink's rows were copied.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::added::{self, Older};
+use super::edges::before_added;
 use super::judge::{Judged, judge};
-use super::{Ends, store};
-use crate::catalog::{Table, TableName, quote_ident, quote_literal};
-use crate::config::{Config, SinkEnd};
+use super::rows::{holds_other, limited, unpublished, unpublished_rows};
+use super::warehouse::{Warehouse, WarehouseError};
+use super::{Ends, Unsettled, store};
+use crate::catalog::{Table, TableName};
+use crate::config::Config;
 use crate::lsn::Lsn;
 use crate::mapping::MappingFile;
-use crate::mapping::desired::{DesiredColumn, missing_columns};
+use crate::mapping::desired::{DesiredColumn, Target, missing_columns};
 use crate::mapping::resolve::Live;
 use crate::mapping::syntax::TableMapping;
 use crate::postgres::catalog::{Wanted, read_tables};
 use crate::postgres::error::SqlError;
-use crate::sink::postgres::state;
 use crate::sink::state::{StoredTable, TableState};
 use crate::source::layout::{BeforeText, Layout, LayoutColumn, Storage, has_older_row, name_of, read_layouts};
 use crate::source::probe::{PublicationRow, probe};
+use crate::value::clickhouse::types::SourceType;
 
 /// How long a table may be locked before its catalog is taken for unsettled.
 const LOCK_TIMEOUT: &str = "10s";
 /// Between two statements a table seldom changes.
 const LOOKS_MAX: usize = 5;
-/// How long transactions are waited for that may have written before a publication was altered.
-const WRITERS_TIMEOUT: Duration = Duration::from_secs(30);
-/// A look at rows must not hold up a start.
-const PROBE_TIMEOUT: &str = "60s";
 
 /// What a sink remembers of a source: its tables' states, and what they were filled from.
 type Known = (Vec<StoredTable>, BTreeMap<TableName, Layout>);
@@ -52,6 +51,8 @@ pub(super) struct Follow {
     /// `None` if the target has it already.
     pub desired: Option<DesiredColumn>,
     pub value: BeforeText,
+    /// The same as SQL of ClickHouse, where that is the sink.
+    pub literal: Option<String>,
 }
 
 /// One mapped table of one sink.
@@ -152,27 +153,22 @@ pub(super) fn by_sink(files: &[MappingFile]) -> Vec<MappingFile> {
 
 /// Every case of these files, each of which names one sink.
 pub(super) async fn cases(
-    config: &Config,
     files: &[MappingFile],
     live: &Live,
     ends: Ends<'_>,
     sources: &BTreeMap<String, SourceNow>,
-) -> Result<Vec<Case>, SqlError> {
+) -> Result<Vec<Case>, Unsettled> {
     let mut cases = Vec::new();
     let mut known: BTreeMap<(String, String), Known> = BTreeMap::new();
     for (file_index, file) in files.iter().enumerate() {
         let Some(sink) = file.sinks.first().map(|sink| sink.value.clone()) else { continue };
-        let Some(client) = ends.sinks.get(&sink) else { continue };
-        if !config.sinks.get(&sink).is_some_and(|sink| matches!(sink.end, SinkEnd::Postgres(_))) {
-            continue;
-        }
+        let Some(warehouse) = ends.warehouse(&sink) else { continue };
         for source in file.sources.iter().map(|source| source.value.clone()) {
             let Some(now) = sources.get(&source) else { continue };
             let key = (source.clone(), sink.clone());
             if !known.contains_key(&key) {
-                let has_schema = state::has_schema(client).await?;
-                let tables = if has_schema { state::read_tables(client, &source).await? } else { Vec::new() };
-                known.insert(key.clone(), (tables, store::read(client, &source).await?));
+                let tables = warehouse.tables(&source).await?;
+                known.insert(key.clone(), (tables, store::read(warehouse, &source).await?));
             }
             let (tables, stored) = &known[&key];
             for (table, mapping) in file.tables.iter().enumerate() {
@@ -212,7 +208,7 @@ struct Assess<'a> {
 }
 
 impl Assess<'_> {
-    async fn run(&mut self) -> Result<(), SqlError> {
+    async fn run(&mut self) -> Result<(), Unsettled> {
         let missing = self.missing();
         if self.case.is_copied_anew() {
             // A copy that was cut short takes the new column with it.
@@ -221,7 +217,7 @@ impl Assess<'_> {
             {
                 let columns = missing.into_iter().filter_map(|(name, desired)| {
                     let column = now.columns.iter().find(|column| column.name == name)?.clone();
-                    Some(Follow { column, desired: Some(desired), value: None })
+                    Some(Follow { column, desired: Some(desired), value: None, literal: None })
                 });
                 self.case.follow = columns.collect();
             }
@@ -250,13 +246,15 @@ impl Assess<'_> {
 
     fn missing(&self) -> Vec<(String, DesiredColumn)> {
         let source = self.live.sources.get(&self.case.source);
-        let sink = self.live.sinks.get(&self.case.sink);
-        let target = sink.and_then(|sink| sink.catalog.table(&self.case.target));
+        let (sink, target) = (&self.case.sink, &self.case.target);
+        let postgres = self.live.sinks.get(sink).and_then(|sink| sink.catalog.table(target)).map(Target::Postgres);
+        let clickhouse = || self.live.clickhouse.get(sink)?.table(target).map(Target::ClickHouse);
+        let target = postgres.or_else(clickhouse);
         let Some((source, target)) = source.zip(target) else { return Vec::new() };
         missing_columns(self.file, self.mapping, &self.case.source, source, target)
     }
 
-    async fn judged(&mut self, judged: Judged, missing: Vec<(String, DesiredColumn)>) -> Result<(), SqlError> {
+    async fn judged(&mut self, judged: Judged, missing: Vec<(String, DesiredColumn)>) -> Result<(), Unsettled> {
         self.case.broken.extend(judged.broken);
         self.case.notes.extend(judged.notes);
         for storage in &judged.attached {
@@ -268,7 +266,7 @@ impl Assess<'_> {
         for (column, before) in judged.added {
             let desired = missing.iter().find(|(name, _)| *name == column.name).map(|(_, desired)| desired.clone());
             match self.added(&column, before, desired.as_ref()).await? {
-                Ok(value) => self.case.follow.push(Follow { column, desired, value }),
+                Ok((value, literal)) => self.case.follow.push(Follow { column, desired, value, literal }),
                 Err(why) => {
                     self.case.left_out.push((column.name.clone(), desired));
                     self.case.broken.extend(why);
@@ -284,7 +282,7 @@ impl Assess<'_> {
         column: &LayoutColumn,
         before: Option<BeforeText>,
         desired: Option<&DesiredColumn>,
-    ) -> Result<Result<BeforeText, Option<String>>, SqlError> {
+    ) -> Result<Result<(BeforeText, Option<String>), Option<String>>, Unsettled> {
         let name = &column.name;
         let Some(value) = before else {
             return Ok(Err(Some(format!(
@@ -313,17 +311,63 @@ impl Assess<'_> {
                 return Ok(Err(Some(format!("column \"{name}\" was added, and was not published at first: {why}"))));
             }
         }
+        let target = self.target_name(name);
+        let literal = match self.literal(column, value.is_some(), desired, &target).await? {
+            Ok(literal) => literal,
+            Err(why) => {
+                return Ok(Err(Some(format!(
+                    "column \"{name}\" was added with a default that the target cannot hold: {why}"
+                ))));
+            }
+        };
         if desired.is_none() && self.file.sources.len() == 1 {
-            let target = self.target_name(name);
-            let client = &self.ends.sinks[&self.case.sink];
-            if holds_other(client, &self.case.target, &target, &column.type_name, value.as_deref()).await? {
+            let table = &self.case.target;
+            let holds_other = match self.ends.warehouse(&self.case.sink) {
+                Some(Warehouse::Postgres(client)) => {
+                    holds_other(client, table, &target, &column.type_name, value.as_deref()).await?
+                }
+                Some(Warehouse::ClickHouse(server)) => {
+                    added::holds_other(server, table, &target, literal.as_deref()).await
+                }
+                None => true,
+            };
+            if holds_other {
                 return Ok(Err(Some(format!(
                     "column \"{name}\" was added, and the target's column \"{target}\" holds other values already, as of one \
                      that was dropped: drop it there"
                 ))));
             }
         }
-        Ok(Ok(value))
+        Ok(Ok((value, literal)))
+    }
+
+    /// The value of older rows as SQL, if the sink is ClickHouse and there is one.
+    async fn literal(
+        &self,
+        column: &LayoutColumn,
+        has_value: bool,
+        desired: Option<&DesiredColumn>,
+        target: &str,
+    ) -> Result<Result<Option<String>, String>, Unsettled> {
+        let (Some(Warehouse::ClickHouse(server)), true) = (self.ends.warehouse(&self.case.sink), has_value) else {
+            return Ok(Ok(None));
+        };
+        let live = &self.live.clickhouse[&self.case.sink];
+        let there = live.table(&self.case.target).and_then(|table| table.column(target));
+        let source = self.live.sources[&self.case.source].catalog.table(&self.case.from);
+        let Some(known) = source.and_then(|table| table.column(&column.name)) else { return Ok(Ok(None)) };
+        let Some(target) = desired.map(|desired| &desired.type_name).or(there.map(|there| &there.type_name)) else {
+            return Ok(Ok(None));
+        };
+        let policy = self.mapping.on_overflow.iter().find(|(name, _)| name.value == column.name);
+        let older = Older {
+            source: SourceType::of(known),
+            target,
+            on_overflow: policy.map(|(_, policy)| *policy).unwrap_or_default(),
+            value: &before_added(&self.ends.sources[&self.case.source], column).await?,
+        };
+        let literal = added::literal(server, &older).await.map_err(WarehouseError::from)?;
+        Ok(literal.map(Some))
     }
 
     fn column_list(&self) -> Option<&Vec<String>> {
@@ -366,77 +410,4 @@ impl Assess<'_> {
         let client = &self.ends.sources[&self.case.source];
         limited(client, has_older_row(client, table, transaction)).await.unwrap_or(true)
     }
-}
-
-/// Why a publication does not send all changes of a table.
-pub(super) fn unpublished(publication: &PublicationRow, table: &TableName) -> Option<&'static str> {
-    if publication.all_tables || publication.schemas {
-        return None;
-    }
-    match publication.tables.iter().find(|published| &published.name == table) {
-        None => Some("the table left the publication, and what was changed since was not sent"),
-        Some(published) if published.filtered => {
-            Some("the publication filters the table's rows now, and what was changed since was not all sent")
-        }
-        Some(_) => None,
-    }
-}
-
-/// Runs a look at rows that must end soon.
-async fn limited<T>(client: &Client, look: impl Future<Output = Result<T, SqlError>>) -> Result<T, SqlError> {
-    client.batch_execute(&format!("SET statement_timeout = '{PROBE_TIMEOUT}'")).await?;
-    let looked = look.await;
-    client.batch_execute("RESET statement_timeout").await?;
-    looked
-}
-
-/// Why rows may have been written with a column that was not published at the time.
-async fn unpublished_rows(
-    client: &Client,
-    table: &TableName,
-    column: &str,
-    value: Option<&str>,
-) -> Result<Option<String>, SqlError> {
-    // Whoever writes now may have begun before the column was published.
-    let begun: String =
-        client.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?.try_get(0)?;
-    let ended = format!("SELECT pg_snapshot_xmin(pg_current_snapshot()) >= {}::xid8", quote_literal(&begun));
-    let deadline = Instant::now() + WRITERS_TIMEOUT;
-    while !client.query_one(&ended, &[]).await?.try_get::<_, bool>(0)? {
-        if Instant::now() >= deadline {
-            return Ok(Some("transactions of that time have not ended yet".to_owned()));
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let column = quote_ident(column);
-    let differs = match value {
-        None => format!("{column} IS NOT NULL"),
-        Some(value) => format!("{column}::text IS DISTINCT FROM {}", quote_literal(value)),
-    };
-    let sql = format!("SELECT EXISTS (SELECT FROM {} WHERE {differs})", table.quoted());
-    let exists = async { Ok(client.query_one(&sql, &[]).await?.try_get::<_, bool>(0)?) };
-    Ok(match limited(client, exists).await {
-        Ok(false) => None,
-        Ok(true) => Some("rows have values in it that may not have been sent".to_owned()),
-        Err(error) => Some(format!("whether rows have values in it is not known ({error})")),
-    })
-}
-
-/// Does the target hold anything but this value in the column?
-async fn holds_other(
-    client: &Client,
-    target: &TableName,
-    column: &str,
-    type_name: &str,
-    value: Option<&str>,
-) -> Result<bool, SqlError> {
-    let column = quote_ident(column);
-    let differs = match value {
-        None => format!("{column} IS NOT NULL"),
-        Some(value) => format!("{column}::text IS DISTINCT FROM CAST({} AS {type_name})::text", quote_literal(value)),
-    };
-    let sql = format!("SELECT EXISTS (SELECT FROM {} WHERE {differs})", target.quoted());
-    let exists = async { Ok(client.query_one(&sql, &[]).await?.try_get::<_, bool>(0)?) };
-    // Where it cannot be told, it does.
-    Ok(limited(client, exists).await.unwrap_or(true))
 }

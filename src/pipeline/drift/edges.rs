@@ -5,11 +5,10 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::cases::Case;
+use super::warehouse::{Warehouse, WarehouseError};
 use super::{Unsettled, layout_of, store};
 use crate::catalog::quote_literal;
 use crate::mapping::plan::BeforeAdded;
-use crate::postgres::error::describe;
-use crate::sink::state::name_text;
 use crate::source::layout::LayoutColumn;
 
 /// Adds the columns to the target and remembers it, in one transaction; or why that cannot be.
@@ -19,37 +18,35 @@ pub(super) async fn add_columns(client: &Client, case: &Case) -> Result<Result<(
         .iter()
         .filter_map(|follow| Some(follow.desired.as_ref()?.add_to(&case.target, follow.value.as_deref())))
         .collect();
-    store::ensure(client).await?;
+    let warehouse = Warehouse::Postgres(client);
+    store::ensure(warehouse).await?;
     client.batch_execute("BEGIN; SET LOCAL lock_timeout = '10s'").await?;
     let done = async {
         client.batch_execute(&statements.join("; ")).await?;
         match layout_of(case).filter(|_| !case.is_copied_anew()) {
-            Some(layout) => store::write(client, &case.source, &case.target, &layout).await,
+            Some(layout) => store::write(warehouse, &case.source, &case.target, &layout).await,
             None => Ok(()),
         }
     };
-    let done = done.await;
+    let done: Result<(), WarehouseError> = done.await;
     client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
-    let Err(error) = done else { return Ok(Ok(())) };
-    if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) || error.code().is_none() {
+    let error = match done {
+        Ok(()) => return Ok(Ok(())),
+        Err(WarehouseError::Sql(error)) => error,
+        Err(error) => return Err(error.into()),
+    };
+    if error.is(&SqlState::LOCK_NOT_AVAILABLE) || error.sqlstate().is_none() {
         return Err(error.into());
     }
-    let hint = match error.code() {
+    let hint = match error.sqlstate() {
         Some(code) if code == &SqlState::INSUFFICIENT_PRIVILEGE => "; let the table's owner run: ",
         _ => "; refused was: ",
     };
     Ok(Err(format!(
         "a column was added, and the sink does not let us add it to the target: {}{hint}{}",
-        describe(&error),
+        error,
         statements.join("; ")
     )))
-}
-
-/// Leaves word in the table's state, which stays as it is.
-pub(super) async fn tell(client: &Client, case: &Case, message: &str) -> Result<(), Unsettled> {
-    let sql = "UPDATE tailwater.table_state SET reason = $3, updated_at = now() WHERE source = $1 AND target = $2";
-    client.execute(sql, &[&case.source, &name_text(&case.target), &message]).await?;
-    Ok(())
 }
 
 /// A value as it comes over the wire.

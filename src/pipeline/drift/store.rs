@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
+use super::warehouse::{Warehouse, WarehouseError};
 use crate::catalog::TableName;
+use crate::sink::clickhouse::ddl::state_schema;
+use crate::sink::clickhouse::state;
 use crate::sink::state::name_text;
 use crate::source::layout::Layout;
 
@@ -22,49 +25,74 @@ COMMENT ON TABLE tailwater.source_layout IS 'what each source table was made of 
 
 const IS_THERE: &str = "SELECT to_regclass('tailwater.source_layout') IS NOT NULL";
 
-type SqlResult<T> = Result<T, tokio_postgres::Error>;
-
 /// Makes the table if it is not there.
-pub async fn ensure(client: &Client) -> SqlResult<()> {
-    let is_there: bool = client.query_one(IS_THERE, &[]).await?.get(0);
-    if is_there { Ok(()) } else { client.batch_execute(TABLE).await }
+pub async fn ensure(warehouse: Warehouse<'_>) -> Result<(), WarehouseError> {
+    match warehouse {
+        Warehouse::Postgres(client) => {
+            if !is_there(client).await? {
+                client.batch_execute(TABLE).await?;
+            }
+        }
+        Warehouse::ClickHouse(server) => {
+            if !state::has_layouts(&server.client).await? {
+                for statement in state_schema(&server.topology) {
+                    server.client.execute(&statement).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn is_there(client: &Client) -> Result<bool, tokio_postgres::Error> {
+    Ok(client.query_one(IS_THERE, &[]).await?.get(0))
 }
 
 /// All that is stored for a source.
-pub async fn read(client: &Client, source: &str) -> SqlResult<BTreeMap<TableName, Layout>> {
-    let is_there: bool = client.query_one(IS_THERE, &[]).await?.get(0);
-    if !is_there {
-        return Ok(BTreeMap::new());
-    }
-    let rows = client.query("SELECT target, layout FROM tailwater.source_layout WHERE source = $1", &[&source]).await?;
+pub async fn read(warehouse: Warehouse<'_>, source: &str) -> Result<BTreeMap<TableName, Layout>, WarehouseError> {
+    let rows: Vec<(String, String)> = match warehouse {
+        Warehouse::Postgres(client) if !is_there(client).await? => Vec::new(),
+        Warehouse::Postgres(client) => {
+            let sql = "SELECT target, layout FROM tailwater.source_layout WHERE source = $1";
+            client.query(sql, &[&source]).await?.iter().map(|row| (row.get(0), row.get(1))).collect()
+        }
+        Warehouse::ClickHouse(server) => state::read_layouts(&server.client, source).await?,
+    };
     // A row of another version's form is as good as none.
-    let stored = rows
-        .iter()
-        .filter_map(|row| Some((row.get::<_, &str>(0).parse().ok()?, serde_json::from_str(row.get(1)).ok()?)));
+    let stored =
+        rows.iter().filter_map(|(target, layout)| Some((target.parse().ok()?, serde_json::from_str(layout).ok()?)));
     Ok(stored.collect())
 }
 
-/// Stores a table's layout, in the transaction of what belongs to it.
+/// Stores a table's layout; in Postgres in the transaction of what belongs to it.
 pub async fn write(
-    client: &impl tokio_postgres::GenericClient,
+    warehouse: Warehouse<'_>,
     source: &str,
     target: &TableName,
     layout: &Layout,
-) -> SqlResult<()> {
+) -> Result<(), WarehouseError> {
     let text = serde_json::to_string(layout).expect("names and numbers become JSON");
-    client
-        .execute(
-            "INSERT INTO tailwater.source_layout (source, target, layout) VALUES ($1, $2, $3) \
-             ON CONFLICT (source, target) DO UPDATE SET layout = excluded.layout, noted_at = now()",
-            &[&source, &name_text(target), &text],
-        )
-        .await?;
+    match warehouse {
+        Warehouse::Postgres(client) => {
+            let sql = "INSERT INTO tailwater.source_layout (source, target, layout) VALUES ($1, $2, $3) \
+                       ON CONFLICT (source, target) DO UPDATE SET layout = excluded.layout, noted_at = now()";
+            client.execute(sql, &[&source, &name_text(target), &text]).await?;
+        }
+        Warehouse::ClickHouse(server) => {
+            state::write_layout(&server.client, source, target, Some(&text)).await?;
+        }
+    }
     Ok(())
 }
 
 /// The table is to be copied: what was known of it says nothing any more.
-pub async fn forget(client: &Client, source: &str, target: &TableName) -> SqlResult<()> {
-    let text = "DELETE FROM tailwater.source_layout WHERE source = $1 AND target = $2";
-    client.execute(text, &[&source, &name_text(target)]).await?;
+pub async fn forget(warehouse: Warehouse<'_>, source: &str, target: &TableName) -> Result<(), WarehouseError> {
+    match warehouse {
+        Warehouse::Postgres(client) => {
+            let sql = "DELETE FROM tailwater.source_layout WHERE source = $1 AND target = $2";
+            client.execute(sql, &[&source, &name_text(target)]).await?;
+        }
+        Warehouse::ClickHouse(server) => state::write_layout(&server.client, source, target, None).await?,
+    }
     Ok(())
 }

@@ -9,7 +9,8 @@ use tokio::sync::{Notify, watch};
 use tokio_postgres::Client;
 use tracing::{debug, warn};
 
-use super::cases::unpublished;
+use super::rows::unpublished;
+use super::warehouse::{Warehouse, WarehouseError};
 use super::{Drift, store};
 use crate::catalog::TableName;
 use crate::lsn::Lsn;
@@ -88,7 +89,7 @@ pub struct Watch {
 /// Sessions with both ends.
 struct Session {
     source: Client,
-    sink: Client,
+    sink: SinkSession,
 }
 
 impl Watch {
@@ -133,7 +134,7 @@ impl Watch {
         let Some(session) = session else { return };
         let deadline = tokio::time::Instant::now() + APPLIED_WITHIN;
         while tokio::time::Instant::now() < deadline {
-            match crate::sink::postgres::state::read_checkpoint(&session.sink, &self.link.source).await {
+            match session.sink.read_checkpoint(&self.link.source).await {
                 Ok(Some(stored)) if stored.checkpoint.end_lsn < at => {}
                 Ok(_) | Err(_) => return,
             }
@@ -143,10 +144,8 @@ impl Watch {
 
     async fn connect(&self) -> Result<Session, String> {
         let source = connect(&self.url, "tailwater watch").await.map_err(|error| error.to_string())?.client;
-        let SinkSession::Postgres(sink) = self.link.connect("tailwater watch").await? else {
-            return Err("only what a Postgres sink was filled from is compared".to_owned());
-        };
-        store::ensure(&sink).await.map_err(|error| crate::postgres::error::describe(&error))?;
+        let sink = self.link.connect("tailwater watch").await?;
+        store::ensure(Warehouse::from(&sink)).await.map_err(|error| error.to_string())?;
         Ok(Session { source, sink })
     }
 
@@ -165,8 +164,10 @@ impl Watch {
         let found = probe(&session.source, &self.slot, &self.publication).await.map_err(|error| error.to_string())?;
         let published = found.publication;
         let layouts = read_layouts(&session.source, &names).await.map_err(|error| error.to_string())?;
-        let stored = store::read(&session.sink, &self.link.source).await.map_err(sql)?;
-        let states = crate::sink::postgres::state::read_tables(&session.sink, &self.link.source).await.map_err(sql)?;
+        let warehouse = Warehouse::from(&session.sink);
+        let failed = |error: WarehouseError| error.to_string();
+        let stored = store::read(warehouse, &self.link.source).await.map_err(failed)?;
+        let states = session.sink.read_tables(&self.link.source).await?;
         for (plan_index, plan) in self.link.plans.iter().enumerate() {
             let drift = |why: &str| {
                 let (source, table) = (plan.source.clone(), plan.from.clone());
@@ -177,7 +178,7 @@ impl Watch {
             if due.contains(&plan_index) {
                 match now {
                     Some(now) if is_planned(plan, now) => {
-                        store::write(&session.sink, &plan.source, &plan.target, now).await.map_err(sql)?;
+                        store::write(warehouse, &plan.source, &plan.target, now).await.map_err(failed)?;
                         continue;
                     }
                     _ => return Ok(drift("it changed while its copy began")),
@@ -198,7 +199,7 @@ impl Watch {
             // What does not matter by itself must not be taken for a part of what comes next.
             let fresh = refreshed(stored, now);
             if fresh != *stored {
-                store::write(&session.sink, &plan.source, &plan.target, &fresh).await.map_err(sql)?;
+                store::write(warehouse, &plan.source, &plan.target, &fresh).await.map_err(failed)?;
             }
         }
         Ok(None)

@@ -115,6 +115,19 @@ fn key_name(ColumnDdl { name, column_type }: &ColumnDdl) -> Result<String, DdlEr
     }
 }
 
+/// The statement that adds a column to a target table. In rows that are there it reads as `default`, an expression: parts of
+/// before the column are not written anew, so the default stays in the table.
+pub fn add_column(table: &TableName, column: &ColumnDdl, default: Option<&str>, topology: &Topology) -> String {
+    let default = default.map(|default| format!(" DEFAULT {default}")).unwrap_or_default();
+    format!(
+        "ALTER TABLE {}{} ADD COLUMN IF NOT EXISTS {} {}{default}",
+        quoted(table),
+        topology.on_cluster(),
+        quote_ident(&column.name),
+        column.column_type
+    )
+}
+
 /// The table's helper view: its rows as the source has them.
 pub fn current_view_name(table: &TableName) -> TableName {
     TableName::new(table.schema.clone(), format!("{}_current", table.name))
@@ -213,21 +226,16 @@ const STATE_TABLES: &[StateTable] = &[
         comment: "the source position that each materialized view reflects",
     },
     StateTable {
-        name: "dead_letter",
+        name: "source_layout",
         columns: "
     source String,
     target String,
-    commit_lsn UInt64,
-    ordinal UInt64,
-    op LowCardinality(String),
-    row String,
-    code Int32,
-    reason String,
-    seen_at DateTime64(6, 'UTC'),
+    layout String,
+    noted_at DateTime64(6, 'UTC'),
     dropped UInt8",
-        key: "source, target, commit_lsn, ordinal",
+        key: "source, target",
         deleted: true,
-        comment: "changes that could not be applied, each with its reason",
+        comment: "what each source table was made of when it was last looked at",
     },
 ];
 

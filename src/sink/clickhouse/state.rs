@@ -16,6 +16,7 @@ use crate::checkpoint::{Checkpoint, SourceIdentity, UnixMicros};
 use crate::lsn::Lsn;
 use crate::mapping::clickhouse::quote_literal;
 use crate::sink::state::{StoredCheckpoint, StoredTable, TableState, name_text};
+use crate::value::clickhouse::rowbinary::put_string;
 
 /// How long two daemons that take a source over at once need to see each other.
 const RACE: Duration = Duration::from_millis(300);
@@ -207,6 +208,24 @@ pub async fn write_joined(client: &Client, source: &str, targets: &[String]) -> 
     Ok(())
 }
 
+/// Leaves word with a table's state, which stays as it is.
+pub async fn write_reason(
+    client: &Client,
+    source: &str,
+    target: &TableName,
+    reason: &str,
+) -> Result<(), ClickHouseError> {
+    let target = name_text(target);
+    let sql = format!(
+        "INSERT INTO tailwater.table_state (source, target, origin, state, lsn, until, joined, rows, was_empty, reason, epoch, \
+         updated_at, version) SELECT source, target, origin, state, lsn, until, joined, rows, was_empty, {}, epoch, \
+         now64(6, 'UTC'), version + 1 FROM tailwater.table_state FINAL WHERE {}",
+        quote_literal(reason),
+        key_of(source, &target)
+    );
+    client.execute(&sql).await
+}
+
 /// Notes that a table holds what the source has, at the checkpoint.
 pub async fn write_streaming(client: &Client, source: &str, target: &TableName) -> Result<(), ClickHouseError> {
     change(client, source, &name_text(target), "'streaming', lsn, until, joined, rows").await
@@ -236,6 +255,51 @@ async fn change(client: &Client, source: &str, target: &str, values: &str) -> Re
 
 fn key_of(source: &str, target: &str) -> String {
     format!("source = {} AND target = {}", quote_literal(source), quote_literal(target))
+}
+
+/// What is noted of the source tables that a source's targets are filled from: target and layout, as texts.
+pub async fn read_layouts(client: &Client, source: &str) -> Result<Vec<(String, String)>, ClickHouseError> {
+    if !has_layouts(client).await? {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "SELECT target, layout FROM tailwater.source_layout FINAL WHERE source = {} AND dropped = 0",
+        quote_literal(source)
+    );
+    let rows = client.rows(&sql).await?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.first_chunk::<2>().map(|[target, layout]| (text(target), text(layout))))
+        .collect())
+}
+
+/// An older version of the state tables is without this one.
+pub async fn has_layouts(client: &Client) -> Result<bool, ClickHouseError> {
+    let rows = client.rows("EXISTS TABLE tailwater.source_layout").await?;
+    Ok(rows.first().and_then(|row| row.first()).is_some_and(|value| number(value) == 1))
+}
+
+/// Notes what a target's source table is made of, or that nothing is known of it.
+pub async fn write_layout(
+    client: &Client,
+    source: &str,
+    target: &TableName,
+    layout: Option<&str>,
+) -> Result<(), ClickHouseError> {
+    let sql = format!(
+        "INSERT INTO tailwater.source_layout (source, target, layout, noted_at, dropped, version) \
+         SELECT source, target, layout, now64(6, 'UTC'), {}, \
+         (SELECT max(version) + 1 FROM tailwater.source_layout WHERE {}) \
+         FROM input('source String, target String, layout String') FORMAT RowBinary",
+        u8::from(layout.is_none()),
+        key_of(source, &name_text(target)),
+    );
+    // As data, since a table with many partitions has a layout longer than a statement may be.
+    let mut row = Vec::new();
+    for field in [source, &name_text(target), layout.unwrap_or_default()] {
+        put_string(&mut row, field.as_bytes());
+    }
+    client.insert(&sql, row.into(), &[]).await?.has_written(1)
 }
 
 /// Is a copy of this table under way, or was cut short, and was the table empty before it?

@@ -32,6 +32,32 @@ pub fn make_targets(tables: &[ClickHouseTable], topology: &Topology) -> Result<V
     Ok(statements)
 }
 
+/// The statement that makes a table's helper view anew with columns that the table has got; `None` if the view is not there,
+/// or not as it is made here.
+pub fn renew_view(
+    table: &ClickHouseTable,
+    view: Option<&ClickHouseTable>,
+    added: &[ColumnDdl],
+    topology: &Topology,
+) -> Option<String> {
+    let own = |name: &str| [VERSION_COLUMN, DELETED_COLUMN].contains(&name);
+    let is_new = |name: &str| added.iter().any(|column| column.name == name);
+    let known: Vec<_> = table.columns.iter().filter(|column| !own(&column.name)).collect();
+    let view = view.filter(|view| view.engine == "View")?;
+    // A view without some that are new was not renewed yet.
+    let shown: Vec<_> = view.columns.iter().map(|column| &column.name).collect();
+    let before = known.iter().map(|column| &column.name).filter(|name| shown.contains(name) || !is_new(name));
+    if !before.eq(shown.iter().copied()) {
+        return None;
+    }
+    let known = known
+        .iter()
+        .map(|column| ColumnDdl { name: column.name.clone(), column_type: ColumnType::parse(&column.type_name) });
+    let further = added.iter().filter(|column| table.column(&column.name).is_none()).cloned();
+    let columns: Vec<_> = known.chain(further).collect();
+    Some(create_current_view(&table.name, &columns, topology))
+}
+
 /// The same as one script.
 ///
 /// # Errors
