@@ -130,6 +130,8 @@ pub struct Column {
     pub wire_type: String,
     /// OID of `wire_type`.
     pub wire_oid: u32,
+    /// Length or precision of `wire_type`: `type_modifier`, or of a domain what the domain says.
+    pub wire_modifier: i32,
     pub type_kind: TypeKind,
     pub not_null: bool,
     /// Generated columns are never sent before Postgres 18, and cannot be written.

@@ -13,7 +13,7 @@ use tailwater::ledger::{JournalSynced, Ledger};
 use tailwater::lsn::Lsn;
 use tailwater::postgres::url::PgUrl;
 use tailwater::source::stream::{ConfirmBy, Stream, StreamObserver, StreamShared};
-use tailwater::wire::{Gulp, ReplicationConnection, Reply};
+use tailwater::wire::{Gulp, ReplicationConnection, Reply, ValueForm};
 
 use crate::cpu;
 use crate::drain::{DEADLINE, Measure};
@@ -144,7 +144,7 @@ pub fn journal(servers: &Servers, database: &str, end: Lsn) -> Result<Measure> {
 fn start(servers: &Servers, database: &str) -> Result<ReplicationConnection> {
     let url = PgUrl::parse(&servers.url(&servers.source, database))?;
     let mut connection = ReplicationConnection::connect(&url, "bench reader")?;
-    connection.start_replication("reader", "native", Lsn::ZERO)?;
+    connection.start_replication("reader", "native", Lsn::ZERO, ValueForm::Binary)?;
     Ok(connection)
 }
 

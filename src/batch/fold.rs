@@ -16,6 +16,7 @@ use crate::checkpoint::Position;
 use crate::mapping::bind::Binding;
 use crate::mapping::plan::{DeleteMode, Mode, Plan};
 use crate::tuple::Cell;
+use crate::value::clickhouse::rowbinary::is_text_alike;
 
 /// What finds the row came as "unchanged" and no old row carries it: the source did not log it.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -25,6 +26,9 @@ pub enum KeyMissing {
     /// The table has no key.
     #[error("a change of \"{table}\" does not carry the whole old row: its replica identity is no longer FULL")]
     Row { table: String },
+    /// The source was asked for another form in between: equal keys do not look equal.
+    #[error("changes of \"{table}\" carry the row's key as text and in binary form")]
+    Forms { table: String },
 }
 
 /// Bytes of a key in the fold's arena, with their hash.
@@ -48,6 +52,11 @@ pub struct Fold {
     by_key: HashTable<u32>,
     /// In place of all by key.
     multiset: Option<Multiset>,
+    /// By key input: its two forms differ.
+    has_forms: Vec<bool>,
+    /// Forms in which such inputs came.
+    came_as_text: bool,
+    came_as_binary: bool,
     is_keyed: bool,
     hasher: DefaultHashBuilder,
     counts: Counts,
@@ -70,6 +79,9 @@ impl Fold {
             key_bytes: Vec::new(),
             by_key: HashTable::with_capacity(if is_keyed { expected } else { 0 }),
             multiset: binding.plan.is_multiset().then(Multiset::default),
+            has_forms: has_forms(&binding.plan),
+            came_as_text: false,
+            came_as_binary: false,
             is_keyed,
             hasher: DefaultHashBuilder::default(),
             counts: Counts::default(),
@@ -348,8 +360,13 @@ impl Fold {
     /// Writes the key of a row into the arena.
     fn key(&mut self, blocks: &[Bytes], row: u32) -> Result<Key, KeyMissing> {
         let start = self.key_bytes.len();
-        for &input in &self.plan.key_inputs {
-            match cell_at(blocks, &self.rows, &self.bindings, row, input) {
+        for (place, &input) in self.plan.key_inputs.iter().enumerate() {
+            let cell = cell_at(blocks, &self.rows, &self.bindings, row, input);
+            if self.has_forms[place] {
+                self.came_as_text |= matches!(cell, Cell::Text(_));
+                self.came_as_binary |= matches!(cell, Cell::Binary(_));
+            }
+            match cell {
                 Cell::Text(value) | Cell::Binary(value) => {
                     let length = u32::try_from(value.len()).expect("a value is shorter than 4 GiB");
                     self.key_bytes.extend_from_slice(&length.to_be_bytes());
@@ -359,10 +376,19 @@ impl Fold {
                 Cell::Unchanged => return Err(KeyMissing::Key { table: self.plan.from.to_string() }),
             }
         }
+        if self.came_as_text && self.came_as_binary {
+            return Err(KeyMissing::Forms { table: self.plan.from.to_string() });
+        }
         let bytes = &self.key_bytes[start..];
         let mut hasher = self.hasher.build_hasher();
         hasher.write(bytes);
         let length = u32::try_from(bytes.len()).expect("a key is shorter than 4 GiB");
         Ok(Key { hash: hasher.finish(), start: u32::try_from(start).expect("keys of a batch fit 4 GiB"), length })
     }
+}
+
+fn has_forms(plan: &Plan) -> Vec<bool> {
+    let has_forms =
+        |&input: &usize| plan.inputs[input].source_type.as_ref().is_some_and(|source| !is_text_alike(source));
+    plan.key_inputs.iter().map(has_forms).collect()
 }

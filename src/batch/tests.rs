@@ -220,6 +220,47 @@ fn row_without_its_key_stops_its_table_only() {
     assert!(matches!(&error, Err(BuildError::Table { plan_index: 0, cause, .. }) if is_key(cause)), "{error:?}");
 }
 
+/// An INSERT with its values marked as binary.
+fn as_binary(message: &[u8]) -> Vec<u8> {
+    const COLUMNS_AT: usize = 8;
+    let mut bytes = message.to_vec();
+    let mut at = COLUMNS_AT;
+    while at < bytes.len() {
+        if bytes[at] != b't' {
+            at += 1;
+            continue;
+        }
+        bytes[at] = b'b';
+        let length: [u8; 4] = bytes[at + 1..at + 5].try_into().expect("four bytes");
+        at += 5 + u32::from_be_bytes(length) as usize;
+    }
+    bytes
+}
+
+#[test]
+fn keys_of_both_forms_are_not_taken_for_different_ones() {
+    use crate::value::clickhouse::types::SourceType;
+    let mut history = History::of(&[&[insert(1)], &[insert(1)]], Identity::Key);
+    let second = history.messages.iter().rposition(|message| message.bytes[0] == b'I').expect("two inserts");
+    history.messages[second].bytes = as_binary(&history.messages[second].bytes);
+    let block = blocks(&history.messages, &[usize::MAX]).remove(0);
+    let limits = BatchLimits { rows: 9, bytes: usize::MAX, commits: 9 };
+    for (key_type, is_taken) in [(postgres_types::Type::INT4, false), (postgres_types::Type::TEXT, true)] {
+        let mut plan = plan(Mode::Upsert, DeleteMode::Hard);
+        for input in [0, 1] {
+            plan.inputs[input].source_type = Some(SourceType::built_in(key_type.oid(), -1));
+        }
+        let mut builder = Builder::new(&[Arc::new(plan)], Checkpoint::default(), limits);
+        builder.set_taking(0, Taking::From(Lsn::ZERO));
+        let pushed = builder.push(&block, 0);
+        let forms = matches!(
+            &pushed,
+            Err(BuildError::Table { cause: TableCause::Key(super::fold::KeyMissing::Forms { .. }), .. })
+        );
+        assert_eq!((pushed.is_ok(), forms), (is_taken, !is_taken), "{key_type}: {pushed:?}");
+    }
+}
+
 #[test]
 fn relation_without_columns_passes() {
     let (mut builder, _) = small(&[]);

@@ -183,6 +183,7 @@ impl DesiredColumn {
             type_name: self.type_name.clone(),
             wire_type: types::without_modifier(&self.type_name),
             wire_oid: 0,
+            wire_modifier: -1,
             type_kind: TypeKind::Base,
             not_null: self.not_null,
             generated: false,

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::catalog::TableName;
 use crate::lsn::Lsn;
+use crate::value::clickhouse::rowbinary::wants_text;
 use crate::value::clickhouse::types::{OnOverflow, SourceType};
 
 /// What the daemon knows of a change beside its columns: `{ meta = "…" }`.
@@ -224,6 +225,11 @@ impl Plan {
     /// takes one away that equals the old row, an UPDATE does both.
     pub fn is_multiset(&self) -> bool {
         self.mode == Mode::Upsert && self.key.is_empty()
+    }
+
+    /// A sink that has to read the values needs the text form of one of them, which the source sends only where all are text.
+    pub fn wants_text(&self) -> bool {
+        self.inputs.iter().any(|input| input.source_type.as_ref().is_some_and(wants_text))
     }
 }
 

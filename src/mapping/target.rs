@@ -31,6 +31,7 @@ pub(super) fn plan(
     let mut check = Check { draft, ends, found: Findings::default() };
     let plan = check.table(sink, assume).and_then(|table| {
         check.columns(&table);
+        check.user_arrays();
         check.unwritten(&table);
         check.unique_key(&table);
         check.deleted_column(&table);
@@ -94,6 +95,25 @@ impl<'d> Check<'d, '_> {
                 self.report(&column.span, finding.hint(hint));
             }
             self.type_fits(column, target);
+        }
+    }
+
+    /// These pass in the form in which they came, which no other database reads.
+    fn user_arrays(&mut self) {
+        let draft = self.draft;
+        let reads =
+            draft.columns.iter().flat_map(|column| column.from.reads().iter().map(move |read| (read, &column.span)));
+        let filter = draft.mapping.filter.as_ref().map_or(&draft.mapping.target.span, |filter| &filter.span);
+        let mut told: Vec<&str> = Vec::new();
+        for (read, span) in reads.chain(draft.filter_reads.iter().map(|read| (read, filter))) {
+            if !is_user_array(read) || told.contains(&read.name.as_str()) {
+                continue;
+            }
+            told.push(&read.name);
+            let message =
+                format!("column \"{}\" is an array of a type that other databases number differently", read.name);
+            let finding = Finding::error("unsupported-type", message).label(read.type_name.clone());
+            self.report(span, finding.hint("exclude it, or store it as text[] at the source."));
         }
     }
 
@@ -233,4 +253,11 @@ pub(super) fn meta_type(meta: Meta) -> &'static str {
         Meta::CommitTs | Meta::SyncedAt => "timestamp with time zone",
         Meta::Xid => "bigint",
     }
+}
+
+/// Arrays carry their element type's OID in their binary form, and that of a user's type differs between databases.
+fn is_user_array(column: &Column) -> bool {
+    /// First OID that is not Postgres's own (`FirstNormalObjectId`).
+    const FIRST_USER_OID: u32 = 16384;
+    column.wire_type.ends_with("[]") && column.wire_oid >= FIRST_USER_OID
 }

@@ -5,6 +5,7 @@
 
 mod care;
 mod catchup;
+mod gather;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -70,6 +71,8 @@ pub struct Applier {
     care: Care,
     /// Plans whose new rows turned out to exist already.
     merging: Vec<usize>,
+    /// The source sends text, which the sink was found not to expect.
+    takes_text: bool,
     /// The least position that the sink ever reported in this run.
     reported: Lsn,
 }
@@ -101,24 +104,6 @@ struct Session {
     touches: Vec<Touch>,
     /// Plans that joined the stream and are whole once the sink's checkpoint reaches this.
     settling: Vec<(usize, Lsn)>,
-}
-
-impl Session {
-    /// The sink is free and has work, and yet more is worth waiting for.
-    fn is_gathering(&self) -> bool {
-        self.applying.is_none() && !self.builder.is_empty() && Instant::now() < self.gathers_until()
-    }
-
-    fn gathers_until(&self) -> Instant {
-        let by_backlog = self.free_since + self.builder.gathers_for();
-        let is_due = self.builder.is_full() || self.is_joining();
-        if is_due { by_backlog } else { by_backlog.max(self.started_at + self.pace.of(&self.builder)) }
-    }
-
-    /// Copied tables wait for the sink to have all that was taken: no more is taken until they have joined.
-    fn is_joining(&self) -> bool {
-        !self.queue.is_empty() && self.builder.at_boundary()
-    }
 }
 
 /// Why a session ended.
@@ -156,6 +141,7 @@ impl Applier {
             hold,
             care: Care::Fast,
             merging: Vec::new(),
+            takes_text: false,
             reported: Lsn::ZERO,
         }
     }
@@ -223,7 +209,11 @@ impl Applier {
             mask_key: self.link.mask_key.clone(),
         };
         let sink = connection.into_sink(setup, stored.identity);
-        let sink = sink.map_err(|message| Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))?;
+        let mut sink =
+            sink.map_err(|message| Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))?;
+        if self.takes_text {
+            sink.take_text();
+        }
         let durable = sink.durable();
         let mut session = Session {
             sink: Some(sink),

@@ -373,8 +373,9 @@ impl Settling<'_> {
             plan.expected.settled = case.settled;
             plan.expected.awaited.clone_from(&case.awaited);
             let Some(layout) = layout_of(case).filter(|_| !case.is_copied_anew()) else { continue };
+            let Some(warehouse) = self.ends.warehouse(&case.sink) else { continue };
             for column in layout.columns.iter().filter(|column| column.added) {
-                let value = before_added(&self.ends.sources[&case.source], column).await?;
+                let value = before_added(&self.ends.sources[&case.source], warehouse, column).await?;
                 if let Some(expected) = plan.expected.columns.iter_mut().find(|expected| expected.name == column.name) {
                     expected.added = Some(value);
                 }

@@ -53,16 +53,18 @@ ORDER BY 2, 3";
 // subscripted as arrays are; int2vector and its like are not.
 const COLUMNS: &str = "
 WITH RECURSIVE base AS (
-  SELECT t.oid AS type, t.oid AS base, t.typtype, t.typbasetype, t.typnotnull AS not_null
+  SELECT t.oid AS type, t.oid AS base, t.typtype, t.typbasetype, t.typnotnull AS not_null, t.typtypmod AS modifier
   FROM pg_type AS t
   UNION ALL
-  SELECT base.type, t.oid, t.typtype, t.typbasetype, base.not_null OR t.typnotnull
+  SELECT base.type, t.oid, t.typtype, t.typbasetype, base.not_null OR t.typnotnull,
+         CASE WHEN base.modifier >= 0 THEN base.modifier ELSE t.typtypmod END
   FROM base
   JOIN pg_type AS t ON t.oid = base.typbasetype
   WHERE base.typtype = 'd'
 )
 SELECT a.attrelid, a.attname::text AS name, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod) AS type_name,
        format_type(base.base, NULL) AS wire_type, base.base AS wire_oid,
+       CASE WHEN t.typtype = 'd' THEN base.modifier ELSE a.atttypmod END AS wire_modifier,
        CASE WHEN t.typlen = -1 AND t.typsubscript = 'array_subscript_handler'::regproc THEN 'a'
             ELSE t.typtype::text
        END AS type_kind,
@@ -209,6 +211,7 @@ fn column(row: &Row) -> Result<Column, SqlError> {
         type_name: row.try_get("type_name")?,
         wire_type: row.try_get("wire_type")?,
         wire_oid: row.try_get("wire_oid")?,
+        wire_modifier: row.try_get("wire_modifier")?,
         type_kind: match row.try_get("type_kind")? {
             "a" => TypeKind::Array,
             "b" => TypeKind::Base,

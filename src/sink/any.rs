@@ -266,6 +266,15 @@ impl AnySink {
         }
     }
 
+    /// Rows may hold values as text from now on.
+    pub fn take_text(&mut self) {
+        match self {
+            AnySink::Postgres(sink) => sink.take_text(),
+            // It reads each value as it comes.
+            AnySink::ClickHouse(_) => {}
+        }
+    }
+
     /// The table may hold rows newer than the changes that come.
     pub fn set_tolerant(&mut self, plan_index: usize, tolerant: bool) {
         match self {

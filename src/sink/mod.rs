@@ -32,6 +32,9 @@ pub enum ApplyError {
     Fatal { message: String },
 }
 
+/// [`ApplyError::Table`]'s code where the sink was given text and was not told to expect it.
+pub const TEXT_FORM: &str = "text form";
+
 /// Proof that a sink durably holds everything up to a checkpoint. Only a sink's success makes one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Durable {

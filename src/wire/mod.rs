@@ -81,6 +81,13 @@ impl WireError {
     }
 }
 
+/// The form in which the source is asked to send values. Of a type without a binary form it always sends text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ValueForm {
+    Binary,
+    Text,
+}
+
 /// What a read brought.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Gulp {
@@ -182,10 +189,17 @@ impl ReplicationConnection {
     ///
     /// # Errors
     /// The server refused: SQLSTATE 55006 when another session holds the slot, 42704 when there is none.
-    pub fn start_replication(&mut self, slot: &str, publication: &str, at: Lsn) -> Result<(), WireError> {
+    pub fn start_replication(
+        &mut self,
+        slot: &str,
+        publication: &str,
+        at: Lsn,
+        form: ValueForm,
+    ) -> Result<(), WireError> {
+        let is_binary = form == ValueForm::Binary;
         let publication = crate::catalog::quote_ident(publication).replace('\'', "''");
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {at} (proto_version '1', publication_names '{publication}', binary 'true', messages 'true')",
+            "START_REPLICATION SLOT {} LOGICAL {at} (proto_version '1', publication_names '{publication}', binary '{is_binary}', messages 'true')",
             crate::catalog::quote_ident(slot)
         );
         let mut out = BytesMut::new();

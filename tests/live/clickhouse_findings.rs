@@ -42,7 +42,12 @@ const MAPPINGS: &[(&str, &str, &[&str])] = &[
     (
         "mode that needs a table to look into",
         "[table.\"mirror.churn\"]\nfrom = \"public.churn\"\ncolumns = \"*\"\nmode = \"insert_new\"\n",
-        &["insert_new", "mapping.toml:3"],
+        &["insert_new", "ClickHouse", "mapping.toml:3"],
+    ),
+    (
+        "whole rows of a table without a key",
+        "[table.\"mirror.churn\"]\nfrom = \"public.keyless\"\ncolumns = { id = \"id\", number = \"number\" }\n",
+        &["a table without a key", "ClickHouse", "give one", "mapping.toml:3"],
     ),
     (
         "view that is a table",
@@ -94,6 +99,9 @@ impl Stage {
     async fn start(name: &str) -> Result<Stage> {
         let source = Cluster::start(&format!("{name}-source"), Version::V15, Options::default())?;
         source.execute(DATABASE, SCHEMA).await?;
+        let keyless =
+            "CREATE TABLE keyless (id int NOT NULL, number int NOT NULL); ALTER TABLE keyless REPLICA IDENTITY FULL";
+        source.execute(DATABASE, keyless).await?;
         let server = ClickHouse::start_with_password(&format!("{name}-ch"), "warehouse", "richtig")?;
         for statement in TARGETS {
             server.query(statement)?;

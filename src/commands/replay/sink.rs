@@ -155,6 +155,8 @@ impl<'a> Replaying<'a> {
         };
         let mut builder = self.builder(at);
         let mut sink = self.session.into_sink(setup, self.stored.identity.clone()).map_err(refuse)?;
+        // The range may hold both forms.
+        sink.take_text();
         for &(plan_index, lsn) in &self.tables {
             builder.set_taking(plan_index, Taking::From(lsn));
             builder.set_trust(plan_index, false);

@@ -10,7 +10,7 @@ use crate::mapping::plan::{Mode, Plan, ViewPlan};
 use crate::mapping::syntax::{MappingFile, ViewMapping};
 use crate::mapping::syntax_column::did_you_mean;
 use crate::mapping::target::Ends;
-use crate::value::clickhouse::rowbinary::{Encoder, reads_binary};
+use crate::value::clickhouse::rowbinary::Encoder;
 use crate::value::clickhouse::types::{ColumnType, Reach, SourceType};
 
 /// The plan, or findings why there is none.
@@ -25,7 +25,6 @@ pub(in crate::mapping) fn plan(
         check.mode();
         check.engine(table);
         check.columns(table);
-        check.forms();
         check.key(table);
         check.deleted_column(table);
         (!check.found.has_errors()).then(|| Build::plan(draft, ends, table))
@@ -136,25 +135,6 @@ impl Check<'_, '_> {
             let message = format!("column \"{}\" may be NULL at the source, and is {target}", column.target);
             let hint = format!("make it Nullable({target}), or convert: `{} = {{ sql = \"…\" }}`.", column.target);
             self.report(&column.span, Finding::warning("nullable-column", message).hint(hint));
-        }
-    }
-
-    /// The stream is binary: of a type that is understood as text only, no row could be taken.
-    fn forms(&mut self) {
-        let draft = self.draft;
-        let reads =
-            draft.columns.iter().flat_map(|column| column.from.reads().iter().map(move |read| (read, &column.span)));
-        let span = &draft.mapping.target.span;
-        let mut told: Vec<&str> = Vec::new();
-        for (read, span) in reads.chain(draft.filter_reads.iter().map(|read| (read, span))) {
-            let passes = reads_binary(&SourceType::of(read)) || !read.has_binary || draft.mask(read).is_some();
-            if passes || told.contains(&read.name.as_str()) {
-                continue;
-            }
-            told.push(&read.name);
-            let message = format!("column \"{}\" is {}, which ClickHouse is not given yet", read.name, read.type_name);
-            let hint = "leave it out with `exclude`, or add a generated column of its text at the source.";
-            self.report(span, Finding::error("unknown-type", message).hint(hint));
         }
     }
 

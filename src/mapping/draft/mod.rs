@@ -171,12 +171,6 @@ impl<'a> Drafting<'a> {
             self.report(span, finding.hint("compute it again with `{ sql = \"…\" }`."));
             return None;
         }
-        if is_user_array(column) {
-            let message = format!("column \"{name}\" is an array of a type that other databases number differently");
-            let finding = Finding::error("unsupported-type", message).label(column.type_name.clone());
-            self.report(span, finding.hint("exclude it, or store it as text[] at the source."));
-            return None;
-        }
         Some(column)
     }
 
@@ -288,13 +282,6 @@ impl<'a> Drafting<'a> {
             (false, _) => {}
         }
     }
-}
-
-/// Arrays carry their element type's OID in their binary form, and that of a user's type differs between databases.
-fn is_user_array(column: &Column) -> bool {
-    /// First OID that is not Postgres's own (`FirstNormalObjectId`).
-    const FIRST_USER_OID: u32 = 16384;
-    column.wire_type.ends_with("[]") && column.wire_oid >= FIRST_USER_OID
 }
 
 /// The file's bytes of a part of a string value; the whole value where escapes make that hard to say.

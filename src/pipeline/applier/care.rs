@@ -9,8 +9,8 @@ use crate::config::OnError;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
 use crate::pipeline::drift::{COPY_ANEW, Drift};
-use crate::sink::ApplyError;
 use crate::sink::state::TableState;
+use crate::sink::{ApplyError, TEXT_FORM};
 use crate::telemetry::handles::Stage;
 
 /// How often a failing batch was cut down.
@@ -59,6 +59,12 @@ impl Applier {
         if sqlstate == Some("23505") && !self.merging.contains(&plan_index) {
             info!(sink = %self.link.name, table = %target, "new rows exist in the target already and are merged from now on");
             self.merging.push(plan_index);
+            return Err(Over::Again { wait: false });
+        }
+        // As when another sink of the source has to read what it understands as text only.
+        if sqlstate == Some(TEXT_FORM) && !self.takes_text {
+            info!(sink = %self.link.name, "the source sends values as text, and they are passed on as text from now on");
+            self.takes_text = true;
             return Err(Over::Again { wait: false });
         }
         self.care = match self.care {

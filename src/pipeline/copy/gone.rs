@@ -123,7 +123,10 @@ impl<'a> Remover<'a> {
             checkpoint,
             mask_key: job.link.mask_key.clone(),
         };
-        Ok(Remover { job, sink: PostgresSink::new(client, setup), targets })
+        let mut sink = PostgresSink::new(client, setup);
+        // What is read may have been sent in both forms.
+        sink.take_text();
+        Ok(Remover { job, sink, targets })
     }
 
     /// Removes one batch's keys and notes how far that is, in one transaction.

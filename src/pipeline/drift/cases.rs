@@ -349,7 +349,8 @@ impl Assess<'_> {
         desired: Option<&DesiredColumn>,
         target: &str,
     ) -> Result<Result<Option<String>, String>, Unsettled> {
-        let (Some(Warehouse::ClickHouse(server)), true) = (self.ends.warehouse(&self.case.sink), has_value) else {
+        let (Some(warehouse @ Warehouse::ClickHouse(server)), true) = (self.ends.warehouse(&self.case.sink), has_value)
+        else {
             return Ok(Ok(None));
         };
         let live = &self.live.clickhouse[&self.case.sink];
@@ -364,7 +365,7 @@ impl Assess<'_> {
             source: SourceType::of(known),
             target,
             on_overflow: policy.map(|(_, policy)| *policy).unwrap_or_default(),
-            value: &before_added(&self.ends.sources[&self.case.source], column).await?,
+            value: &before_added(&self.ends.sources[&self.case.source], warehouse, column).await?,
         };
         let literal = added::literal(server, &older).await.map_err(WarehouseError::from)?;
         Ok(literal.map(Some))

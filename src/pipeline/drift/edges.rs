@@ -67,8 +67,16 @@ impl<'a> FromSql<'a> for Raw {
 }
 
 /// What the source would send of a column in a row that is older than it.
-pub(super) async fn before_added(client: &Client, column: &LayoutColumn) -> Result<BeforeAdded, Unsettled> {
+pub(super) async fn before_added(
+    client: &Client,
+    warehouse: Warehouse<'_>,
+    column: &LayoutColumn,
+) -> Result<BeforeAdded, Unsettled> {
     let [text] = column.missing.as_slice() else { return Ok(BeforeAdded::Null) };
+    // Of every type its text is understood there.
+    if matches!(warehouse, Warehouse::ClickHouse(_)) {
+        return Ok(BeforeAdded::Text(text.clone().into_bytes()));
+    }
     let sql = format!("SELECT CAST({} AS {})", quote_literal(text), column.type_name);
     match client.query_one(&sql, &[]).await {
         Ok(row) => Ok(match row.try_get::<_, Raw>(0)?.0 {

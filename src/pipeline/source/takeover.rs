@@ -21,14 +21,14 @@ use crate::pipeline::link::{SinkLink, SinkTables};
 use crate::postgres::connect::connect;
 use crate::retry::Backoff;
 use crate::sink::Durable;
-use crate::sink::any::SinkSession;
+use crate::sink::any::{SinkAddress, SinkSession};
 use crate::sink::state::StoredCheckpoint;
 use crate::source::history::read_history;
 use crate::source::probe::{SourceProbe, probe};
 use crate::telemetry::handles::Stage;
 use crate::telemetry::status::SourceState;
 use crate::verdict::{self, Halt, JournalRange, SinkState, Sinks, Verdict};
-use crate::wire::{ReplicationConnection, WireError};
+use crate::wire::{ReplicationConnection, ValueForm, WireError};
 
 /// How long a sink may take to say what it holds; it is asked for little, or makes its state tables.
 const READ_WITHIN: Duration = Duration::from_secs(30);
@@ -226,7 +226,8 @@ impl Source {
             ))));
         }
         let (slot, publication) = (self.config.slot.clone(), self.config.publication.clone());
-        let wire = blocking(move || wire.start_replication(&slot, &publication, at).map(|()| wire)).await?;
+        let form = self.value_form();
+        let wire = blocking(move || wire.start_replication(&slot, &publication, at, form).map(|()| wire)).await?;
         // The server silently skips what was confirmed, so look again now that nobody else can move the slot.
         let again = self.probe(&client).await?;
         let confirmed = again.slot.and_then(|slot| slot.confirmed_flush).unwrap_or_default();
@@ -235,6 +236,16 @@ impl Source {
             return Err(Halt::Gap { sink, from: at, to: confirmed, ack }.into());
         }
         Ok(Started { connection: wire, at, found, confirmed })
+    }
+
+    /// Text if a sink has to read what it understands in no other form; binary costs less everywhere.
+    fn value_form(&self) -> ValueForm {
+        let wants_text = |link: &SinkLink| match link.address {
+            // It passes values on.
+            SinkAddress::Postgres(_) => false,
+            SinkAddress::ClickHouse(..) => link.plans.iter().any(|plan| plan.wants_text()),
+        };
+        if self.links.iter().any(|link| wants_text(link)) { ValueForm::Text } else { ValueForm::Binary }
     }
 
     async fn probe(&self, client: &Client) -> Result<SourceProbe, Stuck> {

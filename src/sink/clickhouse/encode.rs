@@ -6,7 +6,7 @@ use crate::lsn::Lsn;
 use crate::mapping::plan::{Input, InputFrom, Mask, Meta, Plan};
 use crate::sink::postgres::encode::masked;
 use crate::tuple::Cell;
-use crate::value::clickhouse::rowbinary::{Encoder, Fit, PairError, ValueError};
+use crate::value::clickhouse::rowbinary::{Encoder, Fit, PairError, ValueError, text_form};
 use crate::value::clickhouse::types::{ColumnType, OnOverflow, Reach, SourceType};
 
 /// Why a row cannot be written.
@@ -39,7 +39,7 @@ pub fn first_snapshot_version(lsn: Lsn, range: u32) -> u128 {
 #[derive(Debug)]
 enum InputEncoder {
     Column(Encoder),
-    Masked { encoder: Encoder, mask: Mask },
+    Masked { encoder: Encoder, mask: Mask, source: SourceType },
     Meta { meta: Meta, nullable: bool },
 }
 
@@ -84,9 +84,11 @@ impl RowEncoder {
             let column = ColumnType::parse(&input.stage_type);
             Ok(match (&input.from, &input.source_type, input.mask) {
                 (InputFrom::Meta(meta), ..) => InputEncoder::Meta { meta: *meta, nullable: column.is_nullable() },
-                (InputFrom::Column(_), _, Some(mask)) => {
-                    InputEncoder::Masked { encoder: Encoder::new(&text(), &column, OnOverflow::Error, reach)?, mask }
-                }
+                (InputFrom::Column(_), source, Some(mask)) => InputEncoder::Masked {
+                    encoder: Encoder::new(&text(), &column, OnOverflow::Error, reach)?,
+                    mask,
+                    source: source.clone().unwrap_or_else(text),
+                },
                 (InputFrom::Column(_), source, None) => {
                     let source = source.clone().unwrap_or_else(text);
                     InputEncoder::Column(Encoder::new(&source, &column, input.on_overflow, reach)?)
@@ -106,10 +108,9 @@ impl RowEncoder {
     pub fn put(&self, out: &mut Vec<u8>, input: usize, cell: Cell<'_>, meta: &RowMeta) -> Result<u64, RowError> {
         let fit = match &self.inputs[input] {
             InputEncoder::Column(encoder) => encoder.put(out, cell),
-            InputEncoder::Masked { encoder, mask: Mask::Sha256 } => match cell {
-                Cell::Text(value) | Cell::Binary(value) => {
-                    encoder.put(out, Cell::Text(masked(&self.mask_key, value).as_bytes()))
-                }
+            InputEncoder::Masked { encoder, mask: Mask::Sha256, source } => match cell {
+                Cell::Text(_) | Cell::Binary(_) => text_form(source, cell)
+                    .and_then(|value| encoder.put(out, Cell::Text(masked(&self.mask_key, &value).as_bytes()))),
                 other => encoder.put(out, other),
             },
             InputEncoder::Meta { meta: which, nullable } => {

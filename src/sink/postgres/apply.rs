@@ -7,6 +7,7 @@
 
 mod groups;
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -17,7 +18,7 @@ use postgres_types::ToSql;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Statement};
 
-use groups::{Group, Job, Parts, extra_columns, group_inputs, has_holes, over_arrays, parts};
+use groups::{Group, Job, Parts, copy_of, extra_columns, group_inputs, has_holes, over_arrays, parts};
 
 use super::PostgresSink;
 use super::encode::{ArrayParam, COPY_HEADER, COPY_TRAILER, EncodeError, RawParam, RowReader};
@@ -131,30 +132,29 @@ impl PostgresSink {
         for job in jobs {
             let plan_index = job.table.plan_index;
             let statements = &tables[plan_index];
-            let mut wanted = Vec::new();
+            let mut wanted: Vec<Cow<'_, str>> = Vec::new();
             match parts(statements, job.group, self.is_tolerant[plan_index]) {
-                Parts::Copy(copy) => wanted.push(copy),
-                Parts::Write(written) => wanted.extend(written.iter().map(String::as_str)),
+                Parts::Copy(copy) => wanted.push(copy_of(job, copy)),
+                Parts::Write(written) => wanted.extend(written.iter().map(Cow::from)),
                 Parts::Merge(set, merges) if over_arrays(job, set) => {
-                    wanted.extend(merges.iter().map(|merge| merge.over_arrays.as_str()));
+                    wanted.extend(merges.iter().map(|merge| Cow::from(&merge.over_arrays)));
                 }
                 Parts::Replace(replace) => {
                     self.make_stage(&replace.set.stage, &replace.set.create).await?;
-                    wanted.extend(
-                        [&replace.set.copy, &replace.update.over_stage, &replace.upsert.over_stage].map(String::as_str),
-                    );
+                    wanted.push(copy_of(job, &replace.set.copy));
+                    wanted.extend([&replace.update.over_stage, &replace.upsert.over_stage].map(Cow::from));
                 }
                 Parts::Merge(set, merges) => {
                     self.make_stage(&set.stage, &set.create).await?;
-                    wanted.push(&set.copy);
-                    wanted.extend(merges.iter().map(|merge| merge.over_stage.as_str()));
+                    wanted.push(copy_of(job, &set.copy));
+                    wanted.extend(merges.iter().map(|merge| Cow::from(&merge.over_stage)));
                 }
             }
             if let (Group::Fill, Some(keyed)) = (job.group, &statements.keyed) {
                 self.make_stage(&keyed.filled_stage, &keyed.create_filled).await?;
             }
             for sql in wanted {
-                self.prepare_statement(sql).await.map_err(|error| ApplyError::at_table(plan_index, &error))?;
+                self.prepare_statement(&sql).await.map_err(|error| ApplyError::at_table(plan_index, &error))?;
             }
         }
         if matches!(batch.end, BatchEnd::Commit(_)) {
@@ -194,7 +194,8 @@ impl PostgresSink {
         let statements = &self.tables[plan_index];
         let (set, merges) = match parts(statements, job.group, self.is_tolerant[plan_index]) {
             Parts::Copy(copy) => {
-                flights.push(Box::pin(self.copy(batch, job, self.statement(copy), &statements.direct_inputs)));
+                let copy = self.statement(&copy_of(job, copy));
+                flights.push(Box::pin(self.copy(batch, job, copy, &statements.direct_inputs)));
                 return Ok(());
             }
             Parts::Write(written) => {
@@ -227,7 +228,8 @@ impl PostgresSink {
                 }));
             }
         } else {
-            flights.push(Box::pin(self.copy_owned(batch, job, self.statement(&set.copy), inputs)));
+            let copy = self.statement(&copy_of(job, &set.copy));
+            flights.push(Box::pin(self.copy_owned(batch, job, copy, inputs)));
             for merge in merges {
                 flights.push(Box::pin(async move {
                     let params: &[&(dyn ToSql + Sync)] = if is_counted(&merge.over_stage) { &[&count] } else { &[] };
@@ -242,7 +244,8 @@ impl PostgresSink {
     fn replace<'a>(&'a self, batch: &'a Batch, job: &'a Job<'a>, replace: &'a Replace, flights: &mut Vec<Flight<'a>>) {
         let plan_index = job.table.plan_index;
         let set = |sql| async move { self.client.batch_execute(sql).await.map_err(ApplyError::control) };
-        flights.push(Box::pin(self.copy_owned(batch, job, self.statement(&replace.set.copy), group_inputs(job))));
+        let copy = self.statement(&copy_of(job, &replace.set.copy));
+        flights.push(Box::pin(self.copy_owned(batch, job, copy, group_inputs(job))));
         flights.push(Box::pin(set(BY_INDEX)));
         flights.push(Box::pin(async move {
             run(&self.client, self.statement(&replace.update.over_stage), &[&count(job)], plan_index).await
@@ -268,19 +271,27 @@ impl PostgresSink {
         let mut sink = Box::pin(self.client.copy_in::<_, Bytes>(copy).await.map_err(failed)?);
         let mut reader = RowReader::new(batch, job.table, &self.mask_key);
         let mut chunk = Vec::with_capacity(COPY_CHUNK_BYTES + COPY_CHUNK_BYTES / 8);
-        chunk.extend_from_slice(COPY_HEADER);
         let columns = inputs.len() + extra_columns(job, &reader);
         let columns = i16::try_from(columns).expect("a table has at most 1,600 columns").to_be_bytes();
+        if !job.is_text {
+            chunk.extend_from_slice(COPY_HEADER);
+        }
         for &entry in &job.entries {
-            chunk.extend_from_slice(&columns);
-            self.put_row(&mut reader, job, entry, inputs, &mut chunk)
-                .map_err(|error| ApplyError::encode(plan_index, error))?;
+            let put = if job.is_text {
+                put_text_row(&mut reader, job, entry, inputs, &mut chunk)
+            } else {
+                chunk.extend_from_slice(&columns);
+                self.put_row(&mut reader, job, entry, inputs, &mut chunk)
+            };
+            put.map_err(|error| ApplyError::encode(plan_index, error))?;
             if chunk.len() >= COPY_CHUNK_BYTES {
                 let full = std::mem::replace(&mut chunk, Vec::with_capacity(COPY_CHUNK_BYTES + COPY_CHUNK_BYTES / 8));
                 sink.send(Bytes::from(full)).await.map_err(failed)?;
             }
         }
-        chunk.extend_from_slice(COPY_TRAILER);
+        if !job.is_text {
+            chunk.extend_from_slice(COPY_TRAILER);
+        }
         sink.send(Bytes::from(chunk)).await.map_err(failed)?;
         sink.as_mut().finish().await.map_err(failed)?;
         Ok(())
@@ -334,6 +345,29 @@ impl PostgresSink {
         }
         Ok(arrays.into_iter().map(ArrayParam::finish).collect())
     }
+}
+
+/// A row as a line.
+fn put_text_row(
+    reader: &mut RowReader<'_>,
+    job: &Job<'_>,
+    entry: u32,
+    inputs: &[usize],
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    let entry = &job.table.entries[entry as usize];
+    reader.text_fields(out, entry.row, inputs)?;
+    if has_holes(job) {
+        for word in 0..reader.mask_words() {
+            out.extend_from_slice(reader.mask(entry.row, word).to_string().as_bytes());
+            out.push(b'\t');
+        }
+        reader.text_fields(out, entry.origin.unwrap_or(entry.row), &job.table.plan.key_inputs)?;
+    }
+    // In place of the last tab.
+    out.pop();
+    out.push(b'\n');
+    Ok(())
 }
 
 async fn run(

@@ -6,14 +6,17 @@
 //! Postgres docs, "COPY", Binary Format; array form as `array_recv` reads it (`src/backend/utils/adt/arrayfuncs.c`).
 
 use hmac::{Hmac, KeyInit, Mac};
+use postgres_types::Type;
 use sha2::Sha256;
 
 use super::statements::{MASK_BITS, held_by, toastable_inputs};
 use crate::assemble::Begin;
 use crate::batch::{Batch, RowOp, RowRef, TableBatch};
 use crate::mapping::bind::Binding;
-use crate::mapping::plan::{InputFrom, Mask, Meta, Mode, Plan};
+use crate::mapping::plan::{Input, InputFrom, Mask, Meta, Mode, Plan};
 use crate::tuple::Cell;
+use crate::value::clickhouse::rowbinary::text_form;
+use crate::value::clickhouse::types::SourceType;
 
 /// What stands before the first row of a binary COPY: signature, flags, length of the header's extension.
 pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -25,6 +28,10 @@ pub const COPY_TRAILER: &[u8] = &[0xff, 0xff];
 pub enum EncodeError {
     #[error("the source sent column \"{column}\" in text form, which type {stage_type} of the sink does not take")]
     Form { column: String, stage_type: String },
+    #[error(
+        "the source sent column \"{column}\" in binary form among rows in text form, and what it is as text is not known"
+    )]
+    Binary { column: String },
     /// Never NULL instead: the row has a value.
     #[error("the source left column \"{column}\" unsent, and the target does not hold it as it is")]
     Unsent { column: String },
@@ -173,9 +180,83 @@ impl<'a> RowReader<'a> {
         };
         match described.mask {
             None => put(out, value),
-            Some(Mask::Sha256) => put(out, masked(self.mask_key, value).as_bytes()),
+            Some(Mask::Sha256) => put(out, self.hash(described, cell, value).as_bytes()),
         }
         Ok(())
+    }
+
+    /// Of the value's text, whichever form it came in: a copy reads text. A form that is not understood is hashed as it is.
+    fn hash(&self, input: &Input, cell: Cell<'_>, bytes: &[u8]) -> String {
+        let text = input.source_type.as_ref().and_then(|source| text_form(source, cell).ok());
+        masked(self.mask_key, text.as_deref().unwrap_or(bytes))
+    }
+
+    /// Some value came as text for which COPY's binary format has no place.
+    pub fn wants_text(&mut self, row: u32) -> bool {
+        let table = self.table;
+        let reference = &table.rows[row as usize];
+        let binding = &table.bindings[reference.binding as usize];
+        let inputs = &self.plan.inputs;
+        (0..inputs.len()).any(|input| {
+            let is_text = binding.columns[input].is_some()
+                && !is_text_alike(inputs[input].stage_type_oid)
+                && matches!(self.batch.cell(table, row, input), Cell::Text(_));
+            is_text
+        })
+    }
+
+    /// Appends the row's fields for these inputs in COPY's text format, each with a tab behind it.
+    pub fn text_fields(&mut self, out: &mut Vec<u8>, row: u32, inputs: &[usize]) -> Result<(), EncodeError> {
+        let table = self.table;
+        let reference = &table.rows[row as usize];
+        let binding = &table.bindings[reference.binding as usize];
+        for &input in inputs {
+            match binding.columns[input] {
+                None => self.text_meta(out, reference, input),
+                Some(_) => self.text_cell(out, self.batch.cell(table, row, input), input)?,
+            }
+            out.push(b'\t');
+        }
+        Ok(())
+    }
+
+    fn text_cell(&self, out: &mut Vec<u8>, cell: Cell<'_>, input: usize) -> Result<(), EncodeError> {
+        let described = &self.plan.inputs[input];
+        let column = || described.name.clone();
+        match (cell, &described.source_type) {
+            (Cell::Null, _) => out.extend_from_slice(b"\\N"),
+            (Cell::Unchanged, _) if self.may_be_unsent[input] => out.extend_from_slice(b"\\N"),
+            (Cell::Unchanged, _) => return Err(EncodeError::Unsent { column: column() }),
+            (Cell::Text(value) | Cell::Binary(value), _) if described.mask.is_some() => {
+                put_escaped(out, self.hash(described, cell, value).as_bytes());
+            }
+            (Cell::Text(value), _) => put_escaped(out, value),
+            (Cell::Binary(_), Some(source)) => {
+                let text = text_form(source, cell).map_err(|_| EncodeError::Binary { column: column() })?;
+                put_escaped(out, &text);
+            }
+            (Cell::Binary(_), None) => return Err(EncodeError::Binary { column: column() }),
+        }
+        Ok(())
+    }
+
+    fn text_meta(&self, out: &mut Vec<u8>, reference: &RowRef, input: usize) {
+        let InputFrom::Meta(meta) = self.plan.inputs[input].from else { return };
+        let begin = &self.batch.transactions[reference.transaction as usize];
+        let mut field = Vec::new();
+        put_meta(&mut field, meta, &self.plan.source, begin, reference.op);
+        let value = field.get(4..).unwrap_or_default();
+        match meta {
+            Meta::Source | Meta::Op => put_escaped(out, value),
+            Meta::CommitLsn => out.extend_from_slice(begin.commit_lsn.to_string().as_bytes()),
+            Meta::CommitTs => {
+                let timestamptz = SourceType::built_in(Type::TIMESTAMPTZ.oid(), -1);
+                let text = text_form(&timestamptz, Cell::Binary(value)).expect("eight bytes are a timestamptz");
+                out.extend_from_slice(&text);
+            }
+            Meta::Xid => out.extend_from_slice(begin.xid.to_string().as_bytes()),
+            Meta::SyncedAt => out.extend_from_slice(b"\\N"),
+        }
     }
 
     fn meta(&self, out: &mut Vec<u8>, reference: &RowRef, input: usize) {
@@ -211,6 +292,19 @@ pub fn masked(key: &[u8], value: &[u8]) -> String {
     let digest = mac.finalize().into_bytes();
     let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
+}
+
+/// Appends a value in COPY's text format. (Postgres docs, "COPY", Text Format.)
+pub fn put_escaped(out: &mut Vec<u8>, value: &[u8]) {
+    for &byte in value {
+        match byte {
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            byte => out.push(byte),
+        }
+    }
 }
 
 /// Appends one field: length and value.

@@ -16,7 +16,7 @@ use tokio_postgres::{Client, Statement};
 use crate::checkpoint::Checkpoint;
 use crate::mapping::plan::Plan;
 use crate::retry::Retry;
-use crate::sink::{ApplyError, Durable};
+use crate::sink::{ApplyError, Durable, TEXT_FORM};
 use encode::EncodeError;
 use statements::TableStatements;
 
@@ -52,7 +52,8 @@ impl ApplyError {
     }
 
     fn encode(plan_index: usize, error: EncodeError) -> Self {
-        ApplyError::Table { plan_index, code: None, message: error.to_string() }
+        let code = matches!(error, EncodeError::Form { .. }).then(|| TEXT_FORM.to_owned());
+        ApplyError::Table { plan_index, code, message: error.to_string() }
     }
 }
 
@@ -73,6 +74,8 @@ pub struct PostgresSink {
     is_tolerant: Vec<bool>,
     /// The target's rows may be written in any order and replaced in place; `None` before the session looked.
     is_plain: Vec<Option<bool>>,
+    /// Rows are looked at for values that came as text.
+    takes_text: bool,
     epoch: i64,
     checkpoint: Checkpoint,
     in_transaction: bool,
@@ -108,6 +111,7 @@ impl PostgresSink {
             is_direct: tables.iter().map(|table| table.copy_into_target.is_some()).collect(),
             is_tolerant: vec![false; tables.len()],
             is_plain: vec![None; tables.len()],
+            takes_text: false,
             tables: Arc::new(tables),
             plans: setup.plans,
             order,
@@ -156,6 +160,12 @@ impl PostgresSink {
     /// New rows of this table go through the merge from now on: the target turned out to hold some of them.
     pub fn merge_inserts(&mut self, plan_index: usize) {
         self.is_direct[plan_index] = false;
+    }
+
+    /// Rows may hold values as text from now on: they go to the server as text, which costs more than passing on what came
+    /// in binary form.
+    pub fn take_text(&mut self) {
+        self.takes_text = true;
     }
 
     /// The table may hold rows newer than the changes that come.

@@ -20,8 +20,10 @@
 //! | `json`, `jsonb` | `String`: ClickHouse's `JSON` drops duplicate keys, nulls and digits | |
 //! | array of one of these, not null | `Array(Nullable(…))` | more than one dimension, a first index other than 1 |
 //! | array that may be null | `String`: an `Array` cannot be null and must not become empty | |
-//! | range, multirange, network, bit, `pg_lsn`, all others | `String`, if their binary form is understood, see `rowbinary::reads_binary` | |
-//! | domain | as its base type | |
+//! | range, multirange, network, bit, `pg_lsn`, composite, geometric, text search, all others | `String` | |
+//! | domain | as its base type, with the domain's precision | |
+//!
+//! Of types whose binary form is not understood (see `rowbinary::reads_binary`) the source must send text.
 //!
 //! `Nullable(…)` only where the source column can be null. `on_overflow` says what becomes of a value that the type cannot
 //! hold; `text` makes the whole column a `String`, `clamp` makes a null array an empty one.
@@ -86,6 +88,8 @@ pub enum Form {
     Enum,
     /// Only its text form is understood.
     Unknown,
+    /// It has no binary form.
+    Text,
 }
 
 impl SourceType {
@@ -96,13 +100,13 @@ impl SourceType {
     pub fn of(column: &Column) -> Self {
         let bare_name = column.wire_type.rsplit('.').next().unwrap_or_default();
         let form = match column.type_kind {
+            _ if !column.has_binary => Form::Text,
             TypeKind::Enum => Form::Enum,
             _ if Type::from_oid(column.wire_oid).is_some() => Form::BuiltIn,
             _ if bare_name == "citext" => Form::TextAlike,
             _ => Form::Unknown,
         };
-        // A domain's own modifier is its base type's, which the column does not say.
-        SourceType { oid: column.wire_oid, modifier: column.type_modifier, form }
+        SourceType { oid: column.wire_oid, modifier: column.wire_modifier, form }
     }
 
     pub(super) fn built_in_type(&self) -> Option<Type> {

@@ -88,7 +88,7 @@ fn is_array(column: &Column) -> bool {
         Form::BuiltIn => {
             Type::from_oid(column.source.oid).is_some_and(|ty| matches!(ty.kind(), PostgresKind::Array(_)))
         }
-        Form::Unknown | Form::TextAlike | Form::Enum => true,
+        Form::Unknown | Form::TextAlike | Form::Enum | Form::Text => true,
     }
 }
 

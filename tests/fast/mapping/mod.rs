@@ -129,6 +129,7 @@ fn column(text: &str) -> Column {
         generated: false,
         has_default: false,
         toastable,
+        wire_modifier: -1,
         has_binary: true,
     }
 }

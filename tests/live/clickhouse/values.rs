@@ -154,12 +154,13 @@ const TYPES: &[(&str, &[&str])] = &[
     ("boolean[]", &["'{t,f,NULL}'"]),
     ("mood", &["'good'", "'so-so, \"really\"'"]),
     ("mood[]", &["'{good,NULL}'"]),
-    ("price", &["'1.50'"]),
+    ("price", &["'1.50'", "'-99999999.99'", "'NaN'"]),
+    ("rebate", &["'1.5'"]),
     ("pair", &["'(1,\"a,\"\"q\"\"\")'"]),
 ];
 
 const OWN_TYPES: &str = "CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('good', 'so-so, \"really\"'); \
-                         CREATE DOMAIN price AS numeric(10, 2); CREATE TYPE pair AS (a int, b text)";
+                         CREATE DOMAIN price AS numeric(10, 2); CREATE DOMAIN rebate AS price CHECK (value > 0); CREATE TYPE pair AS (a int, b text)";
 
 /// One column's values: text as Postgres prints it, and the binary form.
 struct Values {

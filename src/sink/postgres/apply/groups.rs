@@ -1,5 +1,7 @@
 //! What a batch's rows go through: entries of the same fate are sent together, in an order that keys and foreign keys bear.
 
+use std::borrow::Cow;
+
 use super::super::PostgresSink;
 use super::super::encode::RowReader;
 use super::super::statements::{Merge, Replace, RowSet, TableStatements};
@@ -41,6 +43,8 @@ pub(super) struct Job<'a> {
     pub group: Group,
     /// Indices into the table's entries.
     pub entries: Vec<u32>,
+    /// Its rows go through COPY's text format, since the source sent text.
+    pub is_text: bool,
 }
 
 impl PostgresSink {
@@ -51,10 +55,11 @@ impl PostgresSink {
         let (mut fills, mut deletes, mut images, mut marks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for table in tables {
             let mut groups = self.groups(batch, table);
+            let is_text = self.takes_text && is_text(RowReader::new(batch, table, &self.mask_key), table);
             let mut job = |group: Group, jobs: &mut Vec<Job<'a>>| {
                 let entries = std::mem::take(&mut groups[group as usize]);
                 if !entries.is_empty() {
-                    jobs.push(Job { table, group, entries });
+                    jobs.push(Job { table, group, entries, is_text });
                 }
             };
             let fill_count = fills.len();
@@ -65,7 +70,7 @@ impl PostgresSink {
             job(Group::Upsert, &mut images);
             job(Group::Replace, &mut images);
             if fills.len() > fill_count {
-                images.push(Job { table, group: Group::Filled, entries: Vec::new() });
+                images.push(Job { table, group: Group::Filled, entries: Vec::new(), is_text: false });
             }
             job(Group::PartialUpdate, &mut images);
             job(Group::Mark, &mut marks);
@@ -151,6 +156,11 @@ impl PostgresSink {
     }
 }
 
+fn is_text(mut reader: RowReader<'_>, table: &TableBatch) -> bool {
+    let mut rows = table.entries.iter().flat_map(|entry| [Some(entry.row), entry.origin]).flatten();
+    rows.any(|row| reader.wants_text(row))
+}
+
 /// Neighbours in the index are neighbours in the batch: pages are visited once, not once a row.
 fn in_key_order(batch: &Batch, table: &TableBatch, entries: &mut [u32]) {
     if entries.len() <= ARRAY_ROWS_MAX {
@@ -172,7 +182,15 @@ fn in_key_order(batch: &Batch, table: &TableBatch, entries: &mut [u32]) {
 }
 
 pub(super) fn over_arrays(job: &Job<'_>, set: &RowSet) -> bool {
-    set.fits_arrays && job.entries.len() <= ARRAY_ROWS_MAX
+    set.fits_arrays && job.entries.len() <= ARRAY_ROWS_MAX && !job.is_text
+}
+
+/// The COPY of a job's rows, in their format.
+pub(super) fn copy_of<'a>(job: &Job<'_>, copy: &'a str) -> Cow<'a, str> {
+    match job.is_text {
+        true => Cow::Owned(copy.replace("(FORMAT binary)", "(FORMAT text)")),
+        false => Cow::Borrowed(copy),
+    }
 }
 
 /// The group's row set tells which values are unchanged, and where the row stood.

@@ -18,7 +18,7 @@ pub(super) fn encoding(
     let encoding = match (ty.as_ref(), target.bare()) {
         (None, ColumnType::String) => match source.form {
             Form::Enum | Form::TextAlike => Encoding::Verbatim,
-            Form::BuiltIn | Form::Unknown => Encoding::TextOnly,
+            Form::BuiltIn | Form::Unknown | Form::Text => Encoding::TextOnly,
         },
         (Some(ty), ColumnType::String) => match *ty {
             Type::BYTEA => Encoding::Bytes,

@@ -15,6 +15,8 @@ mod print;
 mod tests;
 mod time;
 
+use std::borrow::Cow;
+
 use postgres_types::Type;
 
 use self::number::Decimal;
@@ -134,8 +136,49 @@ enum Whole {
 pub fn reads_binary(source: &SourceType) -> bool {
     match source.form {
         Form::Enum | Form::TextAlike => true,
-        Form::Unknown => false,
+        Form::Unknown | Form::Text => false,
         Form::BuiltIn => source.built_in_type().is_some_and(|ty| print::is_known(&ty)),
+    }
+}
+
+/// Whether the source sends a form of the type that is not understood unless it is asked for text.
+pub fn wants_text(source: &SourceType) -> bool {
+    source.form != Form::Text && !reads_binary(source)
+}
+
+/// Whether the text form of a type is the bytes of its binary form.
+pub fn is_text_alike(source: &SourceType) -> bool {
+    match source.form {
+        Form::Enum | Form::TextAlike | Form::Text => true,
+        Form::Unknown => false,
+        Form::BuiltIn => source.built_in_type().is_some_and(|ty| {
+            matches!(
+                ty,
+                Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::JSON | Type::XML | Type::UNKNOWN
+            )
+        }),
+    }
+}
+
+/// A value as Postgres prints it.
+///
+/// # Errors
+/// The value is in binary form, and that form is not understood.
+pub fn text_form<'a>(source: &SourceType, value: Cell<'a>) -> Result<Cow<'a, [u8]>, ValueError> {
+    match value {
+        Cell::Text(text) => Ok(Cow::Borrowed(text)),
+        Cell::Binary(bytes) if is_text_alike(source) => Ok(Cow::Borrowed(bytes)),
+        Cell::Binary(bytes) => {
+            let ty = source.built_in_type().filter(print::is_known).ok_or(ValueError::BinaryForm)?;
+            let mut text = Vec::new();
+            match print::print(&mut text, &ty, bytes) {
+                Ok(()) => Ok(Cow::Owned(text)),
+                Err(Misfit::Error(error)) => Err(error),
+                Err(_) => Err(ValueError::Malformed),
+            }
+        }
+        Cell::Null => Err(ValueError::Null),
+        Cell::Unchanged => Err(ValueError::Unsent),
     }
 }
 
