@@ -150,7 +150,7 @@ impl Labels {
 }
 
 impl Envelope {
-    /// `make` wraps a buffer into the format's writer; the pieces are cut out of a source block written once.
+    /// `out` writes into an empty buffer; the pieces are cut out of a source block written there.
     pub fn new<O: Out>(mut out: O, origin: &Origin<'_>, table: &TableName) -> Envelope {
         let labels = Labels::new();
         let text = |out: &mut O, name: &str, value: &str| {

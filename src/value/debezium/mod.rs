@@ -16,6 +16,7 @@
 
 use crate::tuple::Cell;
 
+mod avro;
 mod column;
 mod decimal;
 mod envelope;
@@ -34,6 +35,7 @@ mod temporal;
 mod tests;
 mod value;
 
+pub use avro::AvroShape;
 pub use column::Column;
 pub use envelope::{Change, Old, Order, Snapshot, SourceInfo};
 pub use flat::{DeleteHandling, Flat, FlatOptions, FlatShape};

@@ -39,6 +39,11 @@ pub fn avro_name(name: &str) -> String {
     out
 }
 
+/// A field's name as Avro takes it (`field.name.adjustment.mode = avro`).
+pub(super) fn avro_field(name: &str) -> String {
+    avro_name(&name.replace('.', "_"))
+}
+
 /// `<prefix>.<schema>.<table>`, unless the user names topics otherwise.
 pub fn table_topic(prefix: &str, schema: &str, table: &str) -> String {
     topic_name(&format!("{prefix}.{schema}.{table}"))

@@ -31,6 +31,8 @@ pub enum ShapeError {
     KeyType(String),
     #[error("an event has no field \"{0}\"")]
     NoField(String),
+    #[error("column \"{0}\" has the name of another one, once both are such as Avro takes")]
+    SameField(String),
 }
 
 /// How a table's changes become messages in JSON.

@@ -9,6 +9,7 @@ use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 use crate::value::clickhouse::types::{Form, SourceType};
 
+mod avro;
 mod events;
 mod flat;
 mod schemas;
