@@ -14,6 +14,7 @@ mod clickhouse_text;
 mod clickhouse_tls;
 mod clickhouse_views;
 mod crash;
+mod debezium_types;
 mod demo;
 mod drift;
 mod findings;
