@@ -75,7 +75,7 @@ impl Binding {
         bind.table()?;
         bind.unknown_columns()?;
         let columns = plan.inputs.iter().map(|input| match &input.from {
-            InputFrom::Column(name) => bind.column(name).map(Some),
+            InputFrom::Column(name) | InputFrom::Json { column: name, .. } => bind.column(name).map(Some),
             InputFrom::Meta(_) => Ok(None),
         });
         let columns = columns.collect::<Result<Vec<_>, _>>()?;

@@ -43,6 +43,11 @@ pub enum Mask {
 pub enum InputFrom {
     /// A column of the source table.
     Column(String),
+    /// What stands in a JSON column at this place, for a sink that cannot be trusted to find it.
+    Json {
+        column: String,
+        path: Vec<String>,
+    },
     Meta(Meta),
 }
 

@@ -197,7 +197,7 @@ fn sql(text: String, inputs: Vec<usize>) -> OutputFrom {
 
 fn source_column(input: &Input) -> Option<String> {
     match &input.from {
-        InputFrom::Column(name) => Some(name.clone()),
+        InputFrom::Column(name) | InputFrom::Json { column: name, .. } => Some(name.clone()),
         InputFrom::Meta(_) => None,
     }
 }

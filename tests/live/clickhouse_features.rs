@@ -9,7 +9,7 @@ const TABLES: &str = "
     CREATE TABLE visit (id bigint PRIMARY KEY, payload jsonb, body json, email text, card int, price numeric(10,2), at timestamptz);
     ALTER TABLE visit REPLICA IDENTITY FULL;
     INSERT INTO visit VALUES
-        (1, '{\"user\": {\"id\": 7, \"name\": \"it''s \\\"x\\\"\", \"a.b\": true}, \"n\": null, \"list\": [1, {\"k\": 2.50}]}', '{\"a\":  1}', 'a@b.c', 42, 1.50, '2024-02-29 12:00+00'),
+        (1, '{\"user\": {\"id\": 7, \"name\": \"it''s \\\"x\\\"\", \"a.b\": true}, \"n\": null, \"list\": [1, {\"k\": 2.50}], \"huge\": 1e400, \"fine\": 0.12345678901234567890123}', '{\"a\":  1}', 'a@b.c', 42, 1.50, '2024-02-29 12:00+00'),
         (2, NULL, NULL, NULL, NULL, NULL, NULL)";
 
 const MAPPING: &str = r#"
@@ -28,6 +28,8 @@ dotted = { json = 'payload.user."a.b"' }
 nothing = { json = "payload.n" }
 missing = { json = "payload.user.x.y" }
 deep = { json = "payload.list" }
+fine = { json = "payload.fine" }
+second = { json = "payload.list.1.k", type = "Nullable(Decimal(10, 3))" }
 spaced = { json = "body.a" }
 origin = { value = "it's \\ here" }
 level = { value = 3 }
@@ -43,16 +45,19 @@ xid = { meta = "xid" }
 synced_at = { meta = "synced_at" }
 "#;
 
-const SHOWN: &str = "user_id, user_name, dotted, nothing, missing, deep, spaced, origin, level, ratio, fresh, since, doubled, source, op";
+const SHOWN: &str = "user_id, user_name, dotted, nothing, missing, deep, fine, second, spaced, origin, level, ratio, fresh, since, doubled, source, op";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_origin_of_a_column_works_in_copy_and_stream() -> Result<()> {
     let mut lake = Lake::start("ch-origins", TABLES, MAPPING).await?;
     let row = |id: u32| lake.server.query(&format!("SELECT {SHOWN} FROM mirror.visit_current WHERE id = {id}"));
     let constants = "it\\'s \\\\ here\t3\t0.25\ttrue\t2024-02-29";
-    let whole =
-        |op: &str| format!("7\tit\\'s \"x\"\ttrue\t\\N\t\\N\t[1, {{\"k\": 2.50}}]\t1\t{constants}\t3\tsrc\t{op}");
-    let empty = |op: &str| format!("\\N\t\\N\t\\N\t\\N\t\\N\t\\N\t\\N\t{constants}\t\\N\tsrc\t{op}");
+    let whole = |op: &str| {
+        format!(
+            "7\tit\\'s \"x\"\ttrue\t\\N\t\\N\t[1, {{\"k\": 2.50}}]\t0.12345678901234567890123\t2.5\t1\t{constants}\t3\tsrc\t{op}"
+        )
+    };
+    let empty = |op: &str| format!("\\N\t\\N\t\\N\t\\N\t\\N\t\\N\t\\N\t\\N\t\\N\t{constants}\t\\N\tsrc\t{op}");
     ensure!(row(1)? == whole("snapshot"), "{} is not {}", row(1)?, whole("snapshot"));
     ensure!(row(2)? == empty("snapshot"), "{} is not {}", row(2)?, empty("snapshot"));
 

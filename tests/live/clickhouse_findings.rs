@@ -30,6 +30,11 @@ const MAPPINGS: &[(&str, &str, &[&str])] = &[
         &["ordered by (number)", "(id)", "mapping.toml"],
     ),
     (
+        "key that is computed",
+        "[table.\"mirror.churn\"]\nfrom = \"public.churn\"\nkey = [\"id\"]\ncolumns = { id = { sql = \"abs(id)\" } }\n",
+        &["\"id\" is computed", "as they are", "mapping.toml:6"],
+    ),
+    (
         "engine that keeps every row",
         "[table.\"mirror.heap\"]\nfrom = \"public.churn\"\ncolumns = { id = \"id\" }\n",
         &["mirror.heap", "ReplacingMergeTree(_version, _deleted)", "mapping.toml:3"],

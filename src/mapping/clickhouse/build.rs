@@ -1,6 +1,6 @@
 //! The plan's inputs and outputs for ClickHouse, laid out once everything is known to fit.
 
-use super::{ClickHouseTable, quote_ident, quote_literal};
+use super::{ClickHouseTable, quote_literal};
 use crate::catalog::{Column, ReplicaIdentity};
 use crate::mapping::draft::{Draft, DraftColumn, DraftFrom};
 use crate::mapping::plan::{Input, InputFrom, Meta, Output, OutputFrom, Plan};
@@ -71,8 +71,8 @@ impl<'d, 'a> Build<'d, 'a> {
                 sql(convert(&format!("({text}{end})"), target_type), inputs)
             }
             DraftFrom::Json { column, path } => {
-                let input = self.natural_input(column);
-                sql(convert(&json(&column.name, path), target_type), vec![input])
+                let input = self.json_input(column, path);
+                OutputFrom::Input { input, cast: self.inputs[input].stage_type != target_type }
             }
         };
         Output { column: column.target.clone(), target_type: target_type.to_owned(), from }
@@ -81,7 +81,7 @@ impl<'d, 'a> Build<'d, 'a> {
     /// Some expression reads the column, so it has to be there in the type that it has by nature.
     fn is_read_by_sql(&self, column: &Column) -> bool {
         let reads = |mapped: &DraftColumn<'_>| match &mapped.from {
-            DraftFrom::Column(_) => false,
+            DraftFrom::Column(_) | DraftFrom::Json { .. } => false,
             other => other.reads().iter().any(|read| read.name == column.name),
         };
         self.draft.columns.iter().any(reads) || self.draft.filter_reads.iter().any(|read| read.name == column.name)
@@ -100,6 +100,31 @@ impl<'d, 'a> Build<'d, 'a> {
     fn input_of(&self, column: &Column) -> Option<usize> {
         let is_it = |input: &Input| matches!(&input.from, InputFrom::Column(name) if *name == column.name);
         self.inputs.iter().position(is_it)
+    }
+
+    /// What the daemon finds in a JSON column. ClickHouse's own functions round numbers, and find nothing in a document with
+    /// one that is too large for them.
+    fn json_input(&mut self, column: &'a Column, path: &[String]) -> usize {
+        let from = InputFrom::Json { column: column.name.clone(), path: path.to_vec() };
+        if let Some(known) = self.inputs.iter().position(|input| input.from == from) {
+            return known;
+        }
+        let mut name = format!("_tailwater_json_{}", self.inputs.len());
+        while self.draft.table.column(&name).is_some() {
+            name.push('_');
+        }
+        self.inputs.push(Input {
+            name,
+            from,
+            stage_type: "Nullable(String)".to_owned(),
+            stage_type_oid: 0,
+            nested: false,
+            toastable: column.toastable && self.draft.table.replica_identity != ReplicaIdentity::Full,
+            mask: self.draft.mask(column),
+            source_type: Some(SourceType::of(column)),
+            on_overflow: OnOverflow::Error,
+        });
+        self.inputs.len() - 1
     }
 
     /// The input that carries a source column. Two targets of different types for one column: the second is cast.
@@ -171,25 +196,13 @@ pub fn convert(expression: &str, target_type: &str) -> String {
     format!("{function}({expression}, {})", quote_literal(target_type))
 }
 
-/// As Postgres's `#>>`: text without quotes, other values as they are written, NULL for `null` and for what is not there.
-fn json(column: &str, path: &[String]) -> String {
-    let column = quote_ident(column);
-    let path: Vec<String> = path.iter().map(|part| quote_literal(part)).collect();
-    let path = path.join(", ");
-    format!(
-        "multiIf({column} IS NULL OR NOT JSONHas(assumeNotNull({column}), {path}), NULL, \
-         JSONType(assumeNotNull({column}), {path}) = 'String', JSONExtractString(assumeNotNull({column}), {path}), \
-         JSONType(assumeNotNull({column}), {path}) = 'Null', NULL, JSONExtractRaw(assumeNotNull({column}), {path}))"
-    )
-}
-
 fn sql(text: String, inputs: Vec<usize>) -> OutputFrom {
     OutputFrom::Sql { text, inputs }
 }
 
 fn source_column(input: &Input) -> Option<String> {
     match &input.from {
-        InputFrom::Column(name) => Some(name.clone()),
+        InputFrom::Column(name) | InputFrom::Json { column: name, .. } => Some(name.clone()),
         InputFrom::Meta(_) => None,
     }
 }

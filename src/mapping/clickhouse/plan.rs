@@ -160,6 +160,16 @@ impl Check<'_, '_> {
             let finding = Finding::error("wrong-key", message).label("rows replace each other by the sorting key");
             self.report(&draft.key_span, finding.hint("`tailwater schema ddl` shows how the table is created."));
         }
+        for column in draft.key.iter().map(|key| &draft.columns[*key]) {
+            if !matches!(column.from, DraftFrom::Sql { .. } | DraftFrom::Json { .. }) {
+                continue;
+            }
+            // What it is made of may change while it stays: then the row and the tombstone of its old place are one key and
+            // one change, and nothing tells which counts.
+            let message = format!("key column \"{}\" is computed", column.target);
+            let finding = Finding::error("bad-key", message).label("a row could not be told from its own old place");
+            self.report(&column.span, finding.hint("make the key of columns of the source as they are."));
+        }
         for name in key {
             let Some(column) = table.column(name) else { continue };
             let column_type = ColumnType::parse(&column.type_name);

@@ -6,6 +6,7 @@ use crate::lsn::Lsn;
 use crate::mapping::plan::{Input, InputFrom, Mask, Meta, Plan};
 use crate::sink::postgres::encode::masked;
 use crate::tuple::Cell;
+use crate::value::clickhouse::json;
 use crate::value::clickhouse::rowbinary::{Encoder, Fit, PairError, ValueError, text_form};
 use crate::value::clickhouse::types::{ColumnType, OnOverflow, Reach, SourceType};
 
@@ -40,6 +41,7 @@ pub fn first_snapshot_version(lsn: Lsn, range: u32) -> u128 {
 enum InputEncoder {
     Column(Encoder),
     Masked { encoder: Encoder, mask: Mask, source: SourceType },
+    Json { encoder: Encoder, path: Vec<String>, source: SourceType },
     Meta { meta: Meta, nullable: bool },
 }
 
@@ -84,6 +86,11 @@ impl RowEncoder {
             let column = ColumnType::parse(&input.stage_type);
             Ok(match (&input.from, &input.source_type, input.mask) {
                 (InputFrom::Meta(meta), ..) => InputEncoder::Meta { meta: *meta, nullable: column.is_nullable() },
+                (InputFrom::Json { path, .. }, source, _) => InputEncoder::Json {
+                    encoder: Encoder::new(&text(), &column, OnOverflow::Error, reach)?,
+                    path: path.clone(),
+                    source: source.clone().unwrap_or_else(text),
+                },
                 (InputFrom::Column(_), source, Some(mask)) => InputEncoder::Masked {
                     encoder: Encoder::new(&text(), &column, OnOverflow::Error, reach)?,
                     mask,
@@ -113,6 +120,13 @@ impl RowEncoder {
                     .and_then(|value| encoder.put(out, Cell::Text(masked(&self.mask_key, &value).as_bytes()))),
                 other => encoder.put(out, other),
             },
+            InputEncoder::Json { encoder, path, source } => match cell {
+                Cell::Text(_) | Cell::Binary(_) => text_form(source, cell).and_then(|document| {
+                    let found = json::find(&document, path)?;
+                    encoder.put(out, found.as_deref().map_or(Cell::Null, |found| Cell::Text(found.as_bytes())))
+                }),
+                other => encoder.put(out, other),
+            },
             InputEncoder::Meta { meta: which, nullable } => {
                 self.put_meta(out, *which, *nullable, meta);
                 Ok(Fit::Exact)
@@ -127,7 +141,9 @@ impl RowEncoder {
     /// Appends what stands in a column that says nothing.
     pub fn put_default(&self, out: &mut Vec<u8>, input: usize) {
         match &self.inputs[input] {
-            InputEncoder::Column(encoder) | InputEncoder::Masked { encoder, .. } => encoder.put_default(out),
+            InputEncoder::Column(encoder)
+            | InputEncoder::Masked { encoder, .. }
+            | InputEncoder::Json { encoder, .. } => encoder.put_default(out),
             InputEncoder::Meta { meta, nullable } => {
                 let none = RowMeta { op: "", commit_lsn: Lsn::ZERO, commit_ts: 0, xid: None };
                 self.put_meta(out, *meta, *nullable, &none);

@@ -159,11 +159,13 @@ impl<'a> TableLoad<'a> {
             let place = columns.len();
             values.push(match &input.from {
                 InputFrom::Meta(_) => Value::Meta,
-                InputFrom::Column(name) if input.source_type.as_ref().is_some_and(|source| !reads_binary(source)) => {
+                InputFrom::Column(name) | InputFrom::Json { column: name, .. }
+                    if input.source_type.as_ref().is_some_and(|source| !reads_binary(source)) =>
+                {
                     columns.push(format!("{}::text", quote_ident(name)));
                     Value::Text(place)
                 }
-                InputFrom::Column(name) => {
+                InputFrom::Column(name) | InputFrom::Json { column: name, .. } => {
                     columns.push(quote_ident(name));
                     Value::Binary(place)
                 }

@@ -272,7 +272,7 @@ fn select(plan: &Plan, table: &TableName, condition: &str, inputs: &[usize], lsn
         let input = &plan.inputs[input];
         match &input.from {
             InputFrom::Column(name) if input.stage_type == "text" => format!("{}::text", quote_ident(name)),
-            InputFrom::Column(name) => quote_ident(name),
+            InputFrom::Column(name) | InputFrom::Json { column: name, .. } => quote_ident(name),
             InputFrom::Meta(Meta::Source) => format!("{}::text", quote_literal(&plan.source)),
             InputFrom::Meta(Meta::Op) => "'snapshot'::text".to_owned(),
             InputFrom::Meta(Meta::CommitLsn) => format!("'{lsn}'::pg_lsn"),

@@ -1,4 +1,5 @@
 //! Postgres values as ClickHouse takes them.
 
+pub mod json;
 pub mod rowbinary;
 pub mod types;

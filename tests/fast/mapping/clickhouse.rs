@@ -47,7 +47,7 @@ fn columns_are_sent_in_their_targets_types() {
 
 #[test]
 fn types_that_are_understood_as_text_only_want_a_text_stream() {
-    for (pay, wants_text) in [("pay public.pay", true), ("pay text", false), ("pay integer[]", false)] {
+    for (pay, wants_text) in [("pay public.pay", true), ("pay text", false), ("pay text[]", false)] {
         let target = target(&["id Int64", "pay Nullable(String)"], &["id"]);
         let (resolved, findings) = resolved(MAPPING, &["id bigint!", pay], target);
         assert!(!findings.has_errors(), "{pay}: {}", findings.render(false));
