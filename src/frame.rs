@@ -72,6 +72,16 @@ pub fn take(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     Ok(Some((frame, total)))
 }
 
+/// Where the change stands in the WAL of whose message the first row begins at `row`: what its frame says of itself. Rows of
+/// one COPY may share it, so it is for people and other systems, never for order. `None` if there is no such frame.
+pub fn change_lsn(bytes: &[u8], row: usize) -> Option<Lsn> {
+    // Kind, relation and kind of the row stand between the frame's head and the row.
+    let head = bytes.get(row.checked_sub(XLOG_HEADER_BYTES + 6)?..)?;
+    let lsn = head.get(6..)?.first_chunk::<8>()?;
+    let is_frame = head[0] == b'd' && head[5] == b'w' && matches!(head[XLOG_HEADER_BYTES], b'I' | b'U' | b'D');
+    is_frame.then(|| Lsn(u64::from_be_bytes(*lsn)))
+}
+
 /// The server's clock when it sent the message whose frame stands at the front of `bytes`.
 pub fn sent_at(bytes: &[u8]) -> Option<UnixMicros> {
     let clock = bytes.get(XLOG_HEADER_BYTES - 8..)?.first_chunk::<8>()?;

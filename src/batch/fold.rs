@@ -58,6 +58,8 @@ pub struct Fold {
     came_as_text: bool,
     came_as_binary: bool,
     is_keyed: bool,
+    /// Every change is an entry: nothing is folded.
+    keeps_all: bool,
     hasher: DefaultHashBuilder,
     counts: Counts,
     /// An insert proves that the target does not hold the key. Not so while a table catches up or is replayed.
@@ -83,6 +85,7 @@ impl Fold {
             came_as_text: false,
             came_as_binary: false,
             is_keyed,
+            keeps_all: binding.plan.topic.is_some(),
             hasher: DefaultHashBuilder::default(),
             counts: Counts::default(),
             trusts_inserts,
@@ -154,6 +157,10 @@ impl Fold {
         new.earlier = old.filter(|_| new.has_unchanged);
         let has_unchanged = new.has_unchanged;
         let row = self.add_row(new);
+        if self.keeps_all {
+            self.entries.push(Entry { net: Net::Upsert, row, origin: old, clears: None });
+            return Ok(());
+        }
         if !self.is_keyed {
             if self.multiset.is_some() && old.is_none() {
                 return Err(self.row_missing());
@@ -238,6 +245,11 @@ impl Fold {
     /// The old row does not carry the key.
     pub fn delete(&mut self, blocks: &[Bytes], old: RowRef) -> Result<(), KeyMissing> {
         self.counts.deletes += 1;
+        if self.keeps_all {
+            let row = self.add_row(old);
+            self.entries.push(Entry { net: Net::Delete, row, origin: None, clears: None });
+            return Ok(());
+        }
         if self.plan.mode == Mode::Append || self.plan.delete == DeleteMode::Ignore {
             return Ok(());
         }

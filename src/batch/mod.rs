@@ -19,6 +19,8 @@ pub use terms::{BatchLimits, BuildError, TableCause, Taken, Taking};
 
 use crate::assemble::Begin;
 use crate::checkpoint::{Checkpoint, Position, UnixMicros};
+use crate::frame;
+use crate::lsn::Lsn;
 use crate::mapping::bind::Binding;
 use crate::mapping::plan::Plan;
 use crate::tuple::{Cell, Tuple};
@@ -168,6 +170,11 @@ impl Batch {
     /// Where the change that made a row stands in the stream.
     pub fn position(&self, row: &RowRef) -> Position {
         Position { commit_lsn: self.transactions[row.transaction as usize].commit_lsn, ordinal: row.ordinal }
+    }
+
+    /// Where the change of which this is the first row stands in the WAL; `None` where its frame is not before it.
+    pub fn change_lsn(&self, row: &RowRef) -> Option<Lsn> {
+        frame::change_lsn(&self.blocks[row.block as usize], row.start as usize)
     }
 
     fn bytes(&self, row: &RowRef) -> &[u8] {

@@ -20,6 +20,7 @@ use crate::pipeline::drift::Settled;
 use crate::pipeline::source_url;
 use crate::postgres::error::describe;
 use crate::refresh::check_views;
+use crate::sink::kafka::cluster::Remembered;
 use crate::sink::postgres::state;
 use crate::sink::postgres::statements::TableStatements;
 use crate::source::history::read_history;
@@ -242,6 +243,18 @@ async fn read_states(source: &str, ends: &Ends, findings: &mut Findings) -> Vec<
     }
     for (name, server) in &ends.clickhouse {
         states.push(clickhouse::sink_state(name, server, source).await);
+    }
+    for (name, cluster) in &ends.kafka {
+        let remembered = match cluster.has_state().await {
+            Ok(true) => cluster.read(source).await.unwrap_or_default(),
+            Ok(false) | Err(_) => Remembered::default(),
+        };
+        states.push(SinkState {
+            name: name.clone(),
+            checkpoint: remembered.checkpoint.as_ref().map(|stored| stored.checkpoint),
+            identity: remembered.checkpoint.map(|stored| stored.identity),
+            tables_known: !remembered.tables.is_empty(),
+        });
     }
     states
 }

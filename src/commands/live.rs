@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use tokio_postgres::Client;
 
@@ -9,6 +10,7 @@ use crate::config::Config;
 use crate::diagnostic::{Finding, Findings, chain};
 use crate::mapping::MappingFile;
 use crate::mapping::clickhouse::LiveClickHouse;
+use crate::mapping::kafka::LiveKafka;
 use crate::mapping::resolve::{Live, LiveSink, LiveSource, resolve};
 use crate::pipeline::drift::{self, Occasion, Settled};
 use crate::pipeline::{sink_address, source_url};
@@ -23,6 +25,7 @@ use crate::sink::clickhouse::address::Address;
 use crate::sink::clickhouse::ddl::Topology;
 use crate::sink::clickhouse::error::ClickHouseError;
 use crate::sink::clickhouse::{Server, catalog as clickhouse_catalog};
+use crate::sink::kafka::cluster::Cluster;
 
 /// Open sessions with all ends, and what they say of themselves.
 #[derive(Default)]
@@ -30,6 +33,7 @@ pub struct Ends {
     pub sources: BTreeMap<String, Client>,
     pub sinks: BTreeMap<String, Client>,
     pub clickhouse: BTreeMap<String, Server>,
+    pub kafka: BTreeMap<String, Arc<Cluster>>,
     pub live: Live,
     pub findings: Findings,
 }
@@ -51,13 +55,19 @@ impl Ends {
                 self.live.clickhouse.insert(name.clone(), live);
                 self.clickhouse.insert(name, server);
             }
+            Opened::Kafka(cluster, live) => {
+                self.live.kafka.insert(name.clone(), live);
+                self.kafka.insert(name, cluster);
+            }
         }
     }
 
     pub fn has(&self, end: &End) -> bool {
         match end {
             End::Source(name) => self.sources.contains_key(name),
-            End::Sink(name) => self.sinks.contains_key(name) || self.clickhouse.contains_key(name),
+            End::Sink(name) => {
+                self.sinks.contains_key(name) || self.clickhouse.contains_key(name) || self.kafka.contains_key(name)
+            }
         }
     }
 }
@@ -97,6 +107,7 @@ pub enum Opened {
     Source(Client, LiveSource),
     Postgres(Client, LiveSink),
     ClickHouse(Server, LiveClickHouse),
+    Kafka(Arc<Cluster>, LiveKafka),
 }
 
 /// An end that did not.
@@ -144,6 +155,10 @@ pub async fn open(config: &Config, end: &End) -> Result<Opened, Missed> {
             SinkAddress::ClickHouse(address, topology) => {
                 let (server, live) = open_clickhouse(end, address, topology).await?;
                 Ok(Opened::ClickHouse(server, live))
+            }
+            SinkAddress::Kafka(cluster) => {
+                let live = open_kafka(end, &cluster).await?;
+                Ok(Opened::Kafka(cluster, live))
             }
         },
     }
@@ -194,6 +209,23 @@ async fn open_clickhouse(end: &End, address: Address, topology: Topology) -> Res
         };
         Missed { finding, retry: error.retry() }
     })
+}
+
+async fn open_kafka(end: &End, cluster: &Cluster) -> Result<LiveKafka, Missed> {
+    let topics = cluster.topics().await.map_err(|failure| {
+        let finding = Finding::error("unreachable", format!("{end} does not let us in: {failure}"));
+        match failure.passes() {
+            true => Missed {
+                finding: finding.hint("Is the broker up, and is this its listener for clients?"),
+                retry: Retry::Backoff,
+            },
+            false => Missed {
+                finding: finding.hint("Check user, password and options; `deploy/grants/kafka.sh` has the ACLs."),
+                retry: Retry::Never,
+            },
+        }
+    })?;
+    Ok(LiveKafka { topics })
 }
 
 fn unreachable(end: &End, url: &PgUrl, error: &ConnectError) -> Finding {

@@ -40,6 +40,8 @@ fn print_ddl(cli: &Cli) -> Exit {
     for name in config.sinks.keys() {
         let script = match sink_address(&config, name) {
             Ok(SinkAddress::Postgres(_)) => ddl(&desired.of_postgres(name)),
+            // Its topics are made by `setup --create-targets`; they are no text.
+            Ok(SinkAddress::Kafka(_)) => continue,
             Ok(SinkAddress::ClickHouse(_, topology)) => match script(&desired.of_clickhouse(name), &topology) {
                 Ok(script) => script,
                 Err(error) => {

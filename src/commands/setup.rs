@@ -54,6 +54,11 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
                 end.tables.push(table.clone());
             }
         }
+        for topic in &wanted.topics {
+            if let Some(end) = ends.live.kafka.get_mut(&topic.sink) {
+                end.topics.insert(topic.name.clone(), topic.partitions);
+            }
+        }
     }
     let Settled { resolved, findings: found, .. } = look(config, files, &mut ends).await;
     findings.0.extend(found.0.into_iter().filter(|finding| !findings.0.contains(finding)).collect::<Vec<_>>());
@@ -111,6 +116,7 @@ fn excuse_view(finding: &mut Finding) {
 /// State schema and target tables.
 async fn make_sinks(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
     make_clickhouse(ends, wanted).await?;
+    make_kafka(ends, wanted).await?;
     for (name, client) in &ends.sinks {
         let refused = |what: &str, error: &tokio_postgres::Error| {
             Finding::error("sink", format!("sink \"{name}\" does not let us make {what}: {}", describe(error)))
@@ -126,6 +132,22 @@ async fn make_sinks(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
             let names: Vec<_> = mine.iter().map(|table| table.target.to_string()).collect();
             say(&format!("sink {name}: making {}", names.join(", ")));
             client.batch_execute(&ddl(&mine)).await.map_err(|error| refused("the target tables", &error))?;
+        }
+    }
+    Ok(())
+}
+
+async fn make_kafka(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
+    for (name, cluster) in &ends.kafka {
+        let refused = |what: &str, error: &str| {
+            let hint = "`deploy/grants/kafka.sh` lists the ACLs that the sink's user needs.";
+            Finding::error("sink", format!("sink \"{name}\" does not let us make {what}: {error}")).hint(hint)
+        };
+        cluster.ensure_state().await.map_err(|error| refused("the state topic", &error))?;
+        for topic in wanted.of_kafka(name) {
+            say(&format!("sink {name}: making topic {}", topic.name));
+            let made = cluster.make_topic(&topic.name, topic.partitions).await;
+            made.map_err(|error| refused(&format!("topic \"{}\"", topic.name), &error))?;
         }
     }
     Ok(())
@@ -170,5 +192,11 @@ fn print(ends: &Ends, wanted: &Desired, plans: &[(String, SetupPlan)]) {
         // Whether the tables can be made was looked at before.
         let targets = script(&wanted.of_clickhouse(name), &session.topology).unwrap_or_default();
         say(&format!("-- sink {name}\n{state};\n\n{targets}"));
+    }
+    for (name, cluster) in &ends.kafka {
+        let state = format!("{} partitions=1 cleanup.policy=compact", cluster.state_topic());
+        let topics = wanted.of_kafka(name).map(|topic| format!("{} partitions={}", topic.name, topic.partitions));
+        let topics: Vec<String> = std::iter::once(state).chain(topics).collect();
+        say(&format!("-- sink {name}, topics\n{}", topics.join("\n")));
     }
 }

@@ -168,6 +168,18 @@ pub struct SinkConfig {
 pub enum SinkEnd {
     Postgres(PostgresEnd),
     ClickHouse(ClickHouseEnd),
+    Kafka(KafkaEnd),
+}
+
+/// `kind = "kafka"`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KafkaEnd {
+    /// `host:port`, several with commas between.
+    pub brokers: String,
+    /// Settings of librdkafka under its own names; some may be secrets.
+    pub options: BTreeMap<String, Secret>,
+    /// The compacted topic that holds checkpoints and table states.
+    pub state_topic: String,
 }
 
 /// `kind = "postgres"`.

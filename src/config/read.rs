@@ -1,6 +1,7 @@
 //! From the merged tree to [`Config`]: known keys, types, units, defaults, secrets from files.
 
 mod address;
+mod kafka;
 mod sink;
 
 use std::collections::BTreeMap;

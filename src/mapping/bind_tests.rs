@@ -47,6 +47,7 @@ fn plan(columns: Vec<ExpectedColumn>) -> Arc<Plan> {
         source_columns: Vec::new(),
         follows_columns: true,
         expected: Expected { oid: 7, settled: SETTLED, columns, awaited: Vec::new() },
+        topic: None,
     })
 }
 

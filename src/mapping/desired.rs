@@ -2,9 +2,10 @@
 
 use super::clickhouse::{self, ClickHouseTable};
 use super::draft::{Draft, DraftColumn, DraftFrom};
+use super::kafka::{DesiredTopic, Expanded};
 use super::offline::is_postgres;
 use super::plan::Mode;
-use super::resolve::{Live, LiveSource, source_table, without_repeats};
+use super::resolve::{Live, LiveSource, expand, source_table, without_repeats};
 use super::syntax::{MappingFile, TableMapping};
 use super::target::meta_type;
 use super::types;
@@ -59,6 +60,7 @@ pub struct Desired {
     pub tables: Vec<DesiredTable>,
     /// By sink.
     pub clickhouse: Vec<(String, ClickHouseTable)>,
+    pub topics: Vec<DesiredTopic>,
 }
 
 /// The target tables that are not in `live`: all of them where it is empty.
@@ -66,6 +68,9 @@ pub fn desired_tables(config: &Config, files: &[MappingFile], live: &Live) -> (D
     let mut findings = Findings::default();
     let mut desired = Desired::default();
     for file in files {
+        for Expanded { topic, .. } in expand(file, live, &mut findings) {
+            desired.add_topic(file, &topic, live);
+        }
         for mapping in &file.tables {
             for source in &file.sources {
                 let wanting = file.sinks.iter().map(|sink| sink.value.as_str()).filter(|sink| {
@@ -99,9 +104,26 @@ impl Desired {
         self.clickhouse.iter().filter(|(of, _)| of == sink).map(|(_, table)| table.clone()).collect()
     }
 
+    /// A Kafka sink's part.
+    pub fn of_kafka(&self, sink: &str) -> impl Iterator<Item = &DesiredTopic> {
+        self.topics.iter().filter(move |topic| topic.sink == sink)
+    }
+
     fn has(&self, sink: &str, target: &TableName) -> bool {
         self.tables.iter().any(|table| table.sink == sink && table.target == *target)
             || self.clickhouse.iter().any(|(of, table)| of == sink && table.name == *target)
+    }
+
+    /// A topic for every Kafka sink that lacks it.
+    fn add_topic(&mut self, file: &MappingFile, topic: &str, live: &Live) {
+        let partitions = file.topic.as_ref().map_or(1, |section| section.partitions);
+        for sink in &file.sinks {
+            let is_lacking = live.kafka.get(&sink.value).is_some_and(|end| !end.topics.contains_key(topic));
+            let is_known = self.topics.iter().any(|known| known.sink == sink.value && known.name == topic);
+            if is_lacking && !is_known {
+                self.topics.push(DesiredTopic { sink: sink.value.clone(), name: topic.to_owned(), partitions });
+            }
+        }
     }
 
     fn add(&mut self, config: &Config, sink: &str, draft: &Draft<'_>, findings: &mut Findings) {

@@ -12,6 +12,7 @@ pub mod bind;
 pub mod clickhouse;
 pub mod desired;
 mod draft;
+pub mod kafka;
 pub mod offline;
 pub mod plan;
 mod plan_build;

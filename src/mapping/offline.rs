@@ -19,6 +19,7 @@ pub fn resolve_offline(config: &Config, files: &[MappingFile]) -> Findings {
     for file in files {
         let mut check = Check { file, config, findings: &mut findings };
         check.ends();
+        check.kinds();
         for table in &file.tables {
             check.table(table);
         }
@@ -48,6 +49,24 @@ impl Check<'_> {
                 let hint = did_you_mean(&name.value, known.iter().copied());
                 let hint = hint.unwrap_or_else(|| format!("add `[{kind}.{}]` to the configuration.", name.value));
                 self.report(&name.span, finding.hint(hint));
+            }
+        }
+    }
+
+    /// Tables and views do not go to Kafka, and topics nowhere else.
+    fn kinds(&mut self) {
+        for sink in &self.file.sinks {
+            let Some(configured) = self.config.sinks.get(&sink.value) else { continue };
+            let is_kafka = matches!(configured.end, SinkEnd::Kafka(_));
+            let has_others = !self.file.tables.is_empty() || !self.file.views.is_empty();
+            if is_kafka && has_others {
+                let message = format!("sink \"{}\" is Kafka, which takes no [table] and no [view]", sink.value);
+                let finding = Finding::error("wrong-sink", message);
+                self.report(&sink.span, finding.hint("put `[topic]` into a mapping file of its own."));
+            }
+            if !is_kafka && let Some(topic) = &self.file.topic {
+                let finding = Finding::error("wrong-sink", format!("sink \"{}\" is not Kafka", sink.value));
+                self.report(&topic.span, finding.hint("`[topic]` needs a sink of `kind = \"kafka\"`."));
             }
         }
     }

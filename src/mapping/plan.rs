@@ -10,6 +10,7 @@ use crate::catalog::TableName;
 use crate::lsn::Lsn;
 use crate::value::clickhouse::rowbinary::wants_text;
 use crate::value::clickhouse::types::{OnOverflow, SourceType};
+use crate::value::debezium;
 
 /// What the daemon knows of a change beside its columns: `{ meta = "…" }`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, JsonSchema)]
@@ -189,6 +190,39 @@ impl fmt::Debug for BeforeAdded {
     }
 }
 
+/// Where the changes of one table go in Kafka, and in which form.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Topic {
+    pub name: String,
+    /// Of the names in envelopes and schemas: the source's name.
+    pub prefix: String,
+    pub format: TopicFormat,
+    pub options: TopicOptions,
+    /// Partitions that the topic has: a key's place follows from their number.
+    pub partitions: i32,
+    /// By input: what an envelope's schema says of the column.
+    pub columns: Vec<debezium::Column>,
+}
+
+/// How messages are written.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TopicOptions {
+    /// A delete is followed by a message without a value, so that compaction forgets the key.
+    pub tombstones: bool,
+    pub values: debezium::Options,
+}
+
+/// `format = …` of a `[topic]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TopicFormat {
+    /// Debezium's envelope.
+    #[default]
+    DebeziumJson,
+    /// The row alone, without an envelope.
+    Json,
+}
+
 /// One `[table."schema.name"]` for one source and one sink, compiled.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Plan {
@@ -223,6 +257,8 @@ pub struct Plan {
     /// `columns = "*"`: a column added at the source is to be added here.
     pub follows_columns: bool,
     pub expected: Expected,
+    /// Of a Kafka sink: what its messages look like. Mode is `append` then, and every change is an entry of its own.
+    pub topic: Option<Topic>,
 }
 
 impl Plan {
@@ -234,7 +270,10 @@ impl Plan {
 
     /// A sink that has to read the values needs the text form of one of them, which the source sends only where all are text.
     pub fn wants_text(&self) -> bool {
-        self.inputs.iter().any(|input| input.source_type.as_ref().is_some_and(wants_text))
+        match &self.topic {
+            None => self.inputs.iter().any(|input| input.source_type.as_ref().is_some_and(wants_text)),
+            Some(topic) => topic.columns.iter().any(|column| !column.reads_binary(&topic.options.values)),
+        }
     }
 }
 

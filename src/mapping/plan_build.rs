@@ -73,6 +73,7 @@ impl<'d, 'a> Build<'d, 'a> {
             source_columns: build.inputs.iter().filter_map(source_column).collect(),
             follows_columns: mapping.all_columns.is_some(),
             expected: expected(draft.table),
+            topic: None,
             inputs: build.inputs,
         };
         (plan, build.unknown)

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::clickhouse::{self, LiveClickHouse};
 use super::desired::DesiredTable;
 use super::draft::Draft;
+use super::kafka::{self, Expanded, LiveKafka};
 use super::offline::resolve_offline;
 use super::plan::{Plan, Published, RefreshMode, ViewPlan};
 use super::publication::{self, Need};
@@ -37,6 +38,7 @@ pub struct Live {
     pub sources: BTreeMap<String, LiveSource>,
     pub sinks: BTreeMap<String, LiveSink>,
     pub clickhouse: BTreeMap<String, LiveClickHouse>,
+    pub kafka: BTreeMap<String, LiveKafka>,
     /// Target tables taken to exist as described, for planning before they are created.
     pub assume: Vec<DesiredTable>,
 }
@@ -47,7 +49,8 @@ impl Live {
         if !self.sources.contains_key(source) {
             return Some(AbsentEnd::Source);
         }
-        let has_sink = self.sinks.contains_key(sink) || self.clickhouse.contains_key(sink);
+        let has_sink =
+            self.sinks.contains_key(sink) || self.clickhouse.contains_key(sink) || self.kafka.contains_key(sink);
         (!has_sink).then_some(AbsentEnd::Sink)
     }
 
@@ -91,8 +94,9 @@ pub enum AbsentEnd {
 pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved, Findings) {
     let mut findings = resolve_offline(config, files);
     let mut resolved = Resolved::default();
+    let expanded: Vec<Vec<Expanded>> = files.iter().map(|file| expand(file, live, &mut findings)).collect();
     let mut needs = Vec::new();
-    for file in files {
+    for (file, expanded) in files.iter().zip(&expanded) {
         for mapping in &file.tables {
             for source in &file.sources {
                 let Some(end) = live.sources.get(&source.value) else { continue };
@@ -107,6 +111,20 @@ pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved
                     if let Some(end) = live.clickhouse.get(&sink.value) {
                         resolved.plans.extend(clickhouse::plan(&draft, names, end, &mut findings));
                     }
+                }
+            }
+        }
+        for Expanded { source, topic, mapping } in expanded {
+            let Some(end) = live.sources.get(source) else { continue };
+            let Some(table) = source_table(file, mapping, source, end, &mut findings) else { continue };
+            let (Some(draft), Some(section)) = (Draft::make(file, mapping, table, &mut findings), &file.topic) else {
+                continue;
+            };
+            needs.push(Need::of(&draft, source, end.server_version));
+            for sink in &file.sinks {
+                let names = target::Ends { source, sink: &sink.value };
+                if let Some(end) = live.kafka.get(&sink.value) {
+                    resolved.plans.extend(kafka::plan(&draft, section, topic, names, end, &mut findings));
                 }
             }
         }
@@ -129,7 +147,7 @@ pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved
 /// Every pair that has tables and lacks an end.
 fn absent(files: &[MappingFile], live: &Live) -> Vec<Absent> {
     let mut all: Vec<Absent> = Vec::new();
-    for file in files.iter().filter(|file| !file.tables.is_empty()) {
+    for file in files.iter().filter(|file| !file.tables.is_empty() || file.topic.is_some()) {
         for (source, sink) in file.sources.iter().flat_map(|source| file.sinks.iter().map(move |sink| (source, sink))) {
             let (source, sink) = (&source.value, &sink.value);
             let Some(end) = live.absent_end(source, sink) else { continue };
@@ -144,6 +162,13 @@ fn absent(files: &[MappingFile], live: &Live) -> Vec<Absent> {
         }
     }
     all
+}
+
+/// The tables that a file's `[topic]` means, in every source that answered.
+pub(super) fn expand(file: &MappingFile, live: &Live, findings: &mut Findings) -> Vec<Expanded> {
+    let Some(topic) = &file.topic else { return Vec::new() };
+    let sources = file.sources.iter().filter_map(|source| live.sources.get_key_value(&source.value));
+    sources.flat_map(|(name, end)| kafka::expand(file, topic, name, &end.catalog, findings)).collect()
 }
 
 /// The source's table, if its changes can be followed.

@@ -8,8 +8,9 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-use super::plan::{DeleteMode, Mask, Meta, Mode, RefreshMode};
+use super::plan::{DeleteMode, Mask, Meta, Mode, RefreshMode, TopicFormat};
 use crate::value::clickhouse::types::OnOverflow;
+use crate::value::debezium::{BinaryMode, DecimalMode, HstoreMode, IntervalMode, TimePrecision};
 
 /// The schema as it is committed: pretty JSON and a line end.
 pub fn json() -> String {
@@ -56,6 +57,8 @@ struct MappingSchema {
     table: Option<BTreeMap<String, TableSchema>>,
     /// Materialized views by name: `[view."dwh.lessons"]`. Refreshed after the tables that they read have changed.
     view: Option<BTreeMap<String, ViewSchema>>,
+    /// Of a Kafka sink: the tables whose changes go to topics of their own.
+    topic: Option<TopicSchema>,
 }
 
 #[derive(JsonSchema)]
@@ -225,6 +228,50 @@ struct ViewSchema {
     every: Option<String>,
 }
 
+/// Tables of the source whose changes go to topics, one topic a table.
+#[derive(JsonSchema)]
+#[schemars(rename = "Topic", deny_unknown_fields)]
+#[expect(dead_code, reason = "describes the language; nothing is read into it")]
+struct TopicSchema {
+    /// "schema.table", `*` for any characters and `?` for one.
+    #[schemars(extend("examples" = [["public.*"]]))]
+    tables: OneOrMore,
+    /// Tables that the patterns above catch and that are not meant.
+    exclude_tables: Option<OneOrMore>,
+    /// Columns that never leave the source: "schema.table.column", with wildcards.
+    #[schemars(extend("examples" = [["public.client.password_hash"]]))]
+    exclude: Option<OneOrMore>,
+    /// By table the columns that its messages are keyed by, where that is not its primary key.
+    #[schemars(extend("examples" = [{ "public.log": ["id"] }]))]
+    key: Option<BTreeMap<String, OneOrMore>>,
+    /// Name of a table's topic, by default "{source}.{schema}.{table}".
+    #[schemars(extend("examples" = ["{source}.{schema}.{table}"]))]
+    name: Option<String>,
+    format: Option<TopicFormat>,
+    /// Partitions of a topic that `setup --create-targets` makes, by default 6.
+    partitions: Option<u32>,
+    /// A delete is followed by a message without a value, so that compaction forgets the key; by default true.
+    tombstones: Option<bool>,
+    /// JSON comes with Kafka Connect's schema; by default false.
+    schemas: Option<bool>,
+    /// How `numeric` and `money` are written, by default "precise".
+    decimal_handling_mode: Option<DecimalMode>,
+    /// How `date`, `time` and `timestamp` are written, by default "adaptive".
+    time_precision_mode: Option<TimePrecision>,
+    /// How `interval` is written, by default "numeric".
+    interval_handling_mode: Option<IntervalMode>,
+    /// How `hstore` is written, by default "json".
+    hstore_handling_mode: Option<HstoreMode>,
+    /// How `bytea` is written, by default "bytes".
+    binary_handling_mode: Option<BinaryMode>,
+    /// Digits behind the point of the server's currency, by default 2.
+    money_fraction_digits: Option<u8>,
+    /// Columns of types that Debezium does not know are written as the bytes of their text, instead of left out.
+    include_unknown_datatypes: Option<bool>,
+    /// Stands for a large value that an update left as it was; by default "__debezium_unavailable_value".
+    unavailable_value_placeholder: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -243,6 +290,7 @@ mod tests {
         assert_eq!(keys(&schema), read(&syntax::TOP_KEYS));
         assert_eq!(keys(&definitions["Table"]), read(&syntax::TABLE_KEYS));
         assert_eq!(keys(&definitions["View"]), read(&syntax::VIEW_KEYS));
+        assert_eq!(keys(&definitions["Topic"]), read(&crate::mapping::kafka::TOPIC_KEYS));
         let columns = ["TypedColumn", "SqlColumn", "ValueColumn", "MetaColumn", "JsonColumn"];
         for (index, name) in columns.iter().enumerate() {
             let expected = read(&[syntax_column::FROM_KEYS[index], syntax_column::TYPE_KEY]);

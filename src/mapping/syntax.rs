@@ -9,10 +9,11 @@ use crate::config::document::{self, Alone, Entry, Origin, Reader, Value, find};
 use crate::config::units;
 use crate::diagnostic::{Finding, Findings, SourceFile};
 
+use super::kafka::TopicMapping;
 use super::plan::{DeleteMode, Mask, Meta, Mode, RefreshMode};
 use crate::value::clickhouse::types::OnOverflow;
 
-pub(super) const TOP_KEYS: [&str; 4] = ["source", "sink", "table", "view"];
+pub(super) const TOP_KEYS: [&str; 5] = ["source", "sink", "table", "view", "topic"];
 pub(super) const TABLE_KEYS: [&str; 11] =
     ["from", "key", "columns", "rename", "exclude", "mask", "on_overflow", "where", "mode", "delete", "deleted_column"];
 pub(super) const VIEW_KEYS: [&str; 2] = ["refresh", "every"];
@@ -53,6 +54,7 @@ pub struct MappingFile {
     pub sinks: Vec<At<String>>,
     pub tables: Vec<TableMapping>,
     pub views: Vec<ViewMapping>,
+    pub topic: Option<TopicMapping>,
 }
 
 /// `[table."schema.name"]`.
@@ -134,14 +136,14 @@ impl MappingFile {
 }
 
 /// The bytes of an origin; in a mapping file everything comes from the file.
-fn span(origin: &Origin) -> Range<usize> {
+pub(super) fn span(origin: &Origin) -> Range<usize> {
     match origin {
         Origin::File(span) => span.clone(),
         Origin::Variable(_) | Origin::Nowhere => 0..0,
     }
 }
 
-fn at<T>(value: T, origin: &Origin) -> At<T> {
+pub(super) fn at<T>(value: T, origin: &Origin) -> At<T> {
     At { value, span: span(origin) }
 }
 
@@ -152,7 +154,7 @@ struct Parse {
 impl Parse {
     fn file(&mut self, entries: &[Entry]) -> MappingFile {
         self.later_keys(entries);
-        let known: Vec<&str> = TOP_KEYS.into_iter().chain(["mart", "topic"]).collect();
+        let known: Vec<&str> = TOP_KEYS.into_iter().chain(["mart"]).collect();
         let unknown: Vec<Entry> =
             entries.iter().filter(|entry| !known.contains(&entry.key.as_str())).cloned().collect();
         self.reader.unknown_keys(&unknown, &TOP_KEYS, "the mapping file");
@@ -166,23 +168,20 @@ impl Parse {
         for (name, section) in self.named(entries, "view") {
             views.push(self.view(name, section));
         }
-        if tables.is_empty() && views.is_empty() && !self.reader.findings.has_errors() {
+        let topic = find(entries, "topic").and_then(|header| super::kafka::topic(&mut self.reader, header));
+        if tables.is_empty() && views.is_empty() && topic.is_none() && !self.reader.findings.has_errors() {
             let finding = Finding::error("empty-mapping", "the mapping file maps nothing");
             self.reader.report(&Origin::File(0..0), finding.hint("add a `[table.\"schema.name\"]`."));
         }
-        MappingFile { file: self.reader.file.clone(), sources, sinks, tables, views }
+        MappingFile { file: self.reader.file.clone(), sources, sinks, tables, views, topic }
     }
 
     /// Keys of the mapping language that this build cannot serve yet.
     fn later_keys(&mut self, entries: &[Entry]) {
-        let later = [
-            ("mart", "[mart] is not supported by this build", "until then a materialized view under `[view]` serves."),
-            ("topic", "[topic] needs a Kafka sink, which this build does not have", "remove the table."),
-        ];
-        for (key, message, hint) in later {
-            if let Some(entry) = find(entries, key) {
-                self.reader.report(&entry.origin, Finding::error("not-supported", message).hint(hint));
-            }
+        if let Some(entry) = find(entries, "mart") {
+            let finding = Finding::error("not-supported", "[mart] is not supported by this build");
+            let hint = "until then a materialized view under `[view]` serves.";
+            self.reader.report(&entry.origin, finding.hint(hint));
         }
     }
 

@@ -7,7 +7,7 @@ mod care;
 mod catchup;
 mod gather;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,9 @@ pub struct Applier {
     merging: Vec<usize>,
     /// The source sends text, which the sink was found not to expect.
     takes_text: bool,
+    /// Plans that follow the stream. The copy and the sink's memory may both tell of a table, and what it catches up with
+    /// must not come twice.
+    joined: BTreeSet<usize>,
     /// The least position that the sink ever reported in this run.
     reported: Lsn,
 }
@@ -142,6 +145,7 @@ impl Applier {
             care: Care::Fast,
             merging: Vec::new(),
             takes_text: false,
+            joined: BTreeSet::new(),
             reported: Lsn::ZERO,
         }
     }
@@ -208,7 +212,7 @@ impl Applier {
             checkpoint,
             mask_key: self.link.mask_key.clone(),
         };
-        let sink = connection.into_sink(setup, stored.identity);
+        let sink = connection.into_sink(setup, stored.identity).await;
         let mut sink =
             sink.map_err(|message| Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))?;
         if self.takes_text {

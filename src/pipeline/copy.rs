@@ -10,6 +10,7 @@
 
 mod clickhouse;
 mod gone;
+mod kafka;
 mod resume;
 
 use std::collections::BTreeSet;
@@ -131,6 +132,7 @@ async fn attempt(job: &CopyJob, hold: &Hold, anew: &mut BTreeSet<usize>) -> Resu
     match job.link.address {
         SinkAddress::Postgres(_) => copy_all(job, hold, anew).await,
         SinkAddress::ClickHouse(..) => clickhouse::copy_all(job, hold).await,
+        SinkAddress::Kafka(_) => kafka::copy_all(job, hold).await,
     }
 }
 
@@ -188,7 +190,7 @@ async fn go_on(job: &CopyJob, outsets: &[Outset], snapshot: &Snapshot, hold: &Ho
 async fn connect(job: &CopyJob) -> Result<Client, Broken> {
     match job.link.connect("tailwater copy").await.map_err(Broken::Again)? {
         SinkSession::Postgres(client) => Ok(client),
-        SinkSession::ClickHouse(_) => unreachable!("a ClickHouse sink is copied into by its own way"),
+        SinkSession::ClickHouse(_) | SinkSession::Kafka(_) => Err(Broken::Again("the sink is not Postgres".to_owned())),
     }
 }
 

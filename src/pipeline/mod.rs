@@ -28,6 +28,9 @@ use crate::refresh::{Observer, RefreshError, Refreshed, Refresher, RefresherSetu
 use crate::sink::any::SinkAddress;
 use crate::sink::clickhouse::address::Address;
 use crate::sink::clickhouse::ddl::Topology;
+use crate::sink::kafka::address::KafkaAddress;
+use crate::sink::kafka::cluster::Cluster;
+
 use crate::sink::state::TableState;
 use crate::telemetry::board::StatusBoard;
 use crate::telemetry::handles::{PairMetrics, Stage, TableMetrics, ViewMetrics};
@@ -376,6 +379,11 @@ pub fn sink_address(config: &Config, name: &str) -> Result<SinkAddress, String> 
             let address = Address::of(end).map_err(|error| format!("sink \"{name}\": url {error}"))?;
             let topology = end.cluster.clone().map_or(Topology::Single, Topology::Cluster);
             Ok(SinkAddress::ClickHouse(address, topology))
+        }
+        SinkEnd::Kafka(end) => {
+            let address = KafkaAddress::new(&end.brokers, end.options.clone());
+            let address = address.map_err(|error| format!("sink \"{name}\": {error}"))?;
+            Ok(SinkAddress::Kafka(Arc::new(Cluster::new(name, address, &end.state_topic))))
         }
     }
 }

@@ -88,6 +88,8 @@ pub enum RefreshError {
     /// The daemon's first start makes them.
     #[error("the state tables do not exist yet")]
     NoState,
+    #[error("Kafka has no views")]
+    NoViews,
     #[error("it reads \"{upstream}\", which was not refreshed")]
     Upstream { upstream: TableName },
 }
@@ -98,6 +100,7 @@ impl RefreshError {
             RefreshError::Connect(error) => error.retry(),
             RefreshError::Sql(error) => error.retry(),
             RefreshError::ClickHouse(error) => error.retry(),
+            RefreshError::NoViews => Retry::Never,
             RefreshError::Upstream { .. } | RefreshError::Stopped | RefreshError::NoState => Retry::Backoff,
         }
     }

@@ -44,6 +44,7 @@ impl Session {
                 let server = Server::connect(address.clone(), topology.clone()).await?;
                 Session::ClickHouse(server)
             }
+            SinkAddress::Kafka(_) => return Err(RefreshError::NoViews),
         })
     }
 

@@ -10,8 +10,10 @@ use super::clickhouse::ddl::{Topology, state_schema};
 use super::clickhouse::error::ClickHouseError;
 use super::clickhouse::state::TableRow;
 use super::clickhouse::{ClickHouseSink, Server, state as clickhouse};
+use super::kafka::KafkaSink;
+use super::kafka::cluster::Cluster;
 use super::postgres::{PostgresSink, SinkSetup, state};
-use super::state::{StoredCheckpoint, StoredTable, TableState};
+use super::state::{StoredCheckpoint, StoredTable, TableState, name_text};
 use super::{ApplyError, Durable};
 use crate::batch::{Batch, Builder};
 use crate::catalog::TableName;
@@ -27,12 +29,14 @@ use crate::postgres::url::PgUrl;
 pub enum SinkAddress {
     Postgres(PgUrl),
     ClickHouse(Address, Topology),
+    Kafka(Arc<Cluster>),
 }
 
 /// A session with what a sink remembers: checkpoints and table states. Errors are text without secrets or row values.
 pub enum SinkSession {
     Postgres(Client),
     ClickHouse(Arc<Server>),
+    Kafka(Arc<Cluster>),
 }
 
 /// The least time between the beginnings of two batches.
@@ -61,7 +65,7 @@ impl SinkAddress {
     /// After a batch that took so long.
     pub fn pace(&self, took: Duration) -> Pace {
         match self {
-            SinkAddress::Postgres(_) => Pace { live: Duration::ZERO, behind: Duration::ZERO },
+            SinkAddress::Postgres(_) | SinkAddress::Kafka(_) => Pace { live: Duration::ZERO, behind: Duration::ZERO },
             SinkAddress::ClickHouse(..) => {
                 let live = (2 * took).clamp(CLICKHOUSE_PACE, CLICKHOUSE_PACE_MAX);
                 Pace { live, behind: live.max(CLICKHOUSE_PACE_BEHIND) }
@@ -86,6 +90,11 @@ impl SinkAddress {
                 let server = Server::connect(address.clone(), topology.clone()).await.map_err(text)?;
                 Ok(SinkSession::ClickHouse(Arc::new(server)))
             }
+            SinkAddress::Kafka(cluster) => {
+                // Says whether it answers.
+                cluster.has_state().await?;
+                Ok(SinkSession::Kafka(cluster.clone()))
+            }
         }
     }
 }
@@ -109,6 +118,7 @@ impl SinkSession {
                 }
                 Ok(())
             }
+            SinkSession::Kafka(cluster) => cluster.ensure_state().await,
         }
     }
 
@@ -117,6 +127,7 @@ impl SinkSession {
         match self {
             SinkSession::Postgres(client) => state::has_schema(client).await.map_err(|error| describe(&error)),
             SinkSession::ClickHouse(server) => clickhouse::has_schema(&server.client).await.map_err(text),
+            SinkSession::Kafka(cluster) => cluster.has_state().await,
         }
     }
 
@@ -126,6 +137,7 @@ impl SinkSession {
                 state::read_checkpoint(client, source).await.map_err(|error| describe(&error))
             }
             SinkSession::ClickHouse(server) => clickhouse::read_checkpoint(&server.client, source).await.map_err(text),
+            SinkSession::Kafka(cluster) => Ok(cluster.read(source).await?.checkpoint),
         }
     }
 
@@ -133,6 +145,7 @@ impl SinkSession {
         match self {
             SinkSession::Postgres(client) => state::read_tables(client, source).await.map_err(|error| describe(&error)),
             SinkSession::ClickHouse(server) => clickhouse::read_tables(&server.client, source).await.map_err(text),
+            SinkSession::Kafka(cluster) => cluster.read_tables(source).await,
         }
     }
 
@@ -145,6 +158,7 @@ impl SinkSession {
             SinkSession::ClickHouse(server) => {
                 clickhouse::create_checkpoint(&server.client, source, at, identity).await.map_err(text)
             }
+            SinkSession::Kafka(cluster) => cluster.create_checkpoint(source, at, identity).await,
         }
     }
 
@@ -157,6 +171,7 @@ impl SinkSession {
             SinkSession::ClickHouse(server) => {
                 clickhouse::take_over(&server.client, source, seen, timeline).await.map_err(text)
             }
+            SinkSession::Kafka(cluster) => cluster.take_over(source, seen, timeline).await,
         }
     }
 
@@ -189,18 +204,22 @@ impl SinkSession {
                 };
                 clickhouse::write_table(&server.client, &row).await.map_err(text)
             }
+            SinkSession::Kafka(cluster) => cluster.write_table(source, origin, target, table, reason).await,
         }
     }
 
     /// The session becomes the sink that applies batches.
     ///
     /// # Errors
-    /// A plan does not fit its target any more.
-    pub fn into_sink(self, setup: SinkSetup, identity: SourceIdentity) -> Result<AnySink, String> {
+    /// A plan does not fit its target any more, or the sink does not answer.
+    pub async fn into_sink(self, setup: SinkSetup, identity: SourceIdentity) -> Result<AnySink, String> {
         match self {
             SinkSession::Postgres(client) => Ok(AnySink::Postgres(Box::new(PostgresSink::new(client, setup)))),
             SinkSession::ClickHouse(server) => {
                 Ok(AnySink::ClickHouse(Box::new(ClickHouseSink::new(server, setup, identity)?)))
+            }
+            SinkSession::Kafka(cluster) => {
+                Ok(AnySink::Kafka(Box::new(KafkaSink::new(cluster, setup, identity).await?)))
             }
         }
     }
@@ -210,6 +229,7 @@ impl SinkSession {
 pub enum AnySink {
     Postgres(Box<PostgresSink>),
     ClickHouse(Box<ClickHouseSink>),
+    Kafka(Box<KafkaSink>),
 }
 
 fn text(error: ClickHouseError) -> String {
@@ -225,6 +245,7 @@ impl AnySink {
         match self {
             AnySink::Postgres(sink) => sink.apply(batch).await,
             AnySink::ClickHouse(sink) => sink.apply(batch).await,
+            AnySink::Kafka(sink) => sink.apply(batch).await,
         }
     }
 
@@ -232,7 +253,7 @@ impl AnySink {
     pub fn take_coerced(&self) -> Vec<(usize, u64)> {
         match self {
             // It holds what the source's types hold.
-            AnySink::Postgres(_) => Vec::new(),
+            AnySink::Postgres(_) | AnySink::Kafka(_) => Vec::new(),
             AnySink::ClickHouse(sink) => sink.take_coerced().collect(),
         }
     }
@@ -246,6 +267,7 @@ impl AnySink {
             AnySink::Postgres(sink) => sink.begin().await,
             // Its rows say by their versions what they are worth; nothing is held back.
             AnySink::ClickHouse(_) => Ok(()),
+            AnySink::Kafka(sink) => sink.begin().await,
         }
     }
 
@@ -254,6 +276,7 @@ impl AnySink {
         match self {
             AnySink::Postgres(sink) => sink.durable(),
             AnySink::ClickHouse(sink) => sink.durable(),
+            AnySink::Kafka(sink) => sink.durable(),
         }
     }
 
@@ -261,8 +284,8 @@ impl AnySink {
     pub fn merge_inserts(&mut self, plan_index: usize) {
         match self {
             AnySink::Postgres(sink) => sink.merge_inserts(plan_index),
-            // Every insert is a merge there.
-            AnySink::ClickHouse(_) => {}
+            // Every insert is a merge there, and in Kafka every message is new.
+            AnySink::ClickHouse(_) | AnySink::Kafka(_) => {}
         }
     }
 
@@ -270,8 +293,8 @@ impl AnySink {
     pub fn take_text(&mut self) {
         match self {
             AnySink::Postgres(sink) => sink.take_text(),
-            // It reads each value as it comes.
-            AnySink::ClickHouse(_) => {}
+            // They read each value as it comes.
+            AnySink::ClickHouse(_) | AnySink::Kafka(_) => {}
         }
     }
 
@@ -280,26 +303,30 @@ impl AnySink {
         match self {
             AnySink::Postgres(sink) => sink.set_tolerant(plan_index, tolerant),
             AnySink::ClickHouse(sink) => sink.set_tolerant(plan_index, tolerant),
+            // Nothing is looked up there.
+            AnySink::Kafka(_) => {}
         }
     }
 
     /// Notes that copied tables follow the stream from now on, with what the last `begin` began.
-    pub async fn write_joined(&self, source: &str, targets: &[String]) -> Result<(), String> {
+    pub async fn write_joined(&mut self, source: &str, targets: &[String]) -> Result<(), String> {
         match self {
             AnySink::Postgres(sink) => {
                 state::write_joined(sink.client(), source, targets).await.map_err(|error| describe(&error))
             }
             AnySink::ClickHouse(sink) => clickhouse::write_joined(sink.client(), source, targets).await.map_err(text),
+            AnySink::Kafka(sink) => sink.write_joined(targets).await,
         }
     }
 
     /// Notes that a table holds what the source has, at the checkpoint.
-    pub async fn write_streaming(&self, source: &str, target: &TableName) -> Result<(), String> {
+    pub async fn write_streaming(&mut self, source: &str, target: &TableName) -> Result<(), String> {
         match self {
             AnySink::Postgres(sink) => {
                 state::write_streaming(sink.client(), source, target).await.map_err(|error| describe(&error))
             }
             AnySink::ClickHouse(sink) => clickhouse::write_streaming(sink.client(), source, target).await.map_err(text),
+            AnySink::Kafka(sink) => sink.write_streaming(&name_text(target)).await,
         }
     }
 
@@ -308,6 +335,8 @@ impl AnySink {
         match self {
             AnySink::Postgres(sink) => state::forget_views(sink.client()).await.map_err(|error| describe(&error)),
             AnySink::ClickHouse(sink) => clickhouse::forget_views(sink.client()).await.map_err(text),
+            // It has none.
+            AnySink::Kafka(_) => Ok(()),
         }
     }
 }

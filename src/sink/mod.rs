@@ -5,7 +5,6 @@ use crate::lsn::Lsn;
 
 pub mod any;
 pub mod clickhouse;
-#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod postgres;
 pub mod state;

@@ -2,6 +2,7 @@
 
 pub mod history;
 
+pub mod copy_rows;
 pub mod layout;
 
 pub mod probe;

@@ -90,6 +90,7 @@ impl Variant {
             source_columns: columns.iter().map(|column| column.0.to_owned()).collect(),
             follows_columns: false,
             expected: Expected::default(),
+            topic: None,
         }
     }
 

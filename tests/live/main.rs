@@ -22,8 +22,8 @@ mod harness;
 mod huge;
 mod identity;
 mod journal_modes;
-#[cfg(feature = "kafka")]
 mod kafka;
+mod kafka_sink;
 mod keyless;
 mod patience;
 mod refresh;

@@ -82,6 +82,7 @@ fn plan(from: &str, target: &str, columns: &[Described], key: &[usize], is_full:
         source_columns: columns.iter().map(|column| column.0.to_owned()).collect(),
         follows_columns: false,
         expected: Expected::default(),
+        topic: None,
         inputs,
     }
 }

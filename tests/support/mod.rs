@@ -12,9 +12,7 @@ pub mod cluster;
 pub mod daemon;
 pub mod http;
 pub mod http_proxy;
-#[cfg(feature = "kafka")]
 pub mod kafka;
-#[cfg(feature = "kafka")]
 pub mod kcat;
 pub mod lake;
 pub mod mirror;

@@ -50,6 +50,7 @@ pub fn plan(mode: Mode, delete: DeleteMode) -> Plan {
         source_columns: INPUTS.map(str::to_owned).to_vec(),
         follows_columns: false,
         expected: Expected::default(),
+        topic: None,
     }
 }
 

@@ -154,7 +154,7 @@ impl<'a> Replaying<'a> {
             mask_key: self.link.mask_key.clone(),
         };
         let mut builder = self.builder(at);
-        let mut sink = self.session.into_sink(setup, self.stored.identity.clone()).map_err(refuse)?;
+        let mut sink = self.session.into_sink(setup, self.stored.identity.clone()).await.map_err(refuse)?;
         // The range may hold both forms.
         sink.take_text();
         for &(plan_index, lsn) in &self.tables {

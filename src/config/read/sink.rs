@@ -35,7 +35,10 @@ impl Read {
         let place = format!("[sink.{name}]");
         let Some(kind) = find(section, "kind") else {
             let finding = Finding::error("missing-key", format!("{place} has no \"kind\""));
-            self.reader.report(&header.origin, finding.hint("add `kind = \"postgres\"` or `kind = \"clickhouse\"`."));
+            self.reader.report(
+                &header.origin,
+                finding.hint("add `kind = \"postgres\"`, `kind = \"clickhouse\"` or `kind = \"kafka\"`."),
+            );
             return None;
         };
         let kinds = [("postgres", Kind::Postgres), ("clickhouse", Kind::ClickHouse), ("kafka", Kind::Kafka)];
@@ -50,10 +53,8 @@ impl Read {
                 SinkEnd::ClickHouse(self.clickhouse(header, section)?)
             }
             Kind::Kafka => {
-                let finding = Finding::error("unsupported-sink", "this kind of sink is not supported by this build");
-                let hint = "this build writes to `kind = \"postgres\"` and `kind = \"clickhouse\"`.";
-                self.reader.report(&kind.node.origin, finding.hint(hint));
-                return None;
+                self.reader.unknown_keys(section, &super::kafka::KEYS, &place);
+                SinkEnd::Kafka(self.kafka(header, section)?)
             }
         };
         Some(self.common(section, end))
@@ -61,7 +62,7 @@ impl Read {
 
     fn common(&mut self, section: &[Entry], end: SinkEnd) -> SinkConfig {
         let (rows, bytes) = match end {
-            SinkEnd::Postgres(_) => (100_000, 16 << 20),
+            SinkEnd::Postgres(_) | SinkEnd::Kafka(_) => (100_000, 16 << 20),
             // Each insert makes a part of its own, so fewer and larger ones.
             SinkEnd::ClickHouse(_) => (500_000, 32 << 20),
         };

@@ -8,7 +8,8 @@ use crate::mapping::plan::Mode;
 impl<'a> Drafting<'a> {
     /// An UPDATE leaves large values unsent that it did not touch. What is not stored as it came cannot be made again.
     pub(super) fn toast(&mut self, draft: &Draft<'a>) {
-        if self.table.replica_identity == ReplicaIdentity::Full {
+        // A message says of such a value that it was not sent.
+        if self.table.replica_identity == ReplicaIdentity::Full || self.file.topic.is_some() {
             return;
         }
         let full = format!("run `ALTER TABLE {} REPLICA IDENTITY FULL` at the source", self.table.name.quoted());

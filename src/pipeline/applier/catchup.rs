@@ -15,11 +15,15 @@ use crate::sink::state::{TableState, name_text};
 impl Applier {
     /// Tables join the stream where they left it.
     pub(super) async fn resume_tables(&mut self, session: &mut Session, tables: &SinkTables) -> Result<(), Over> {
+        self.joined.clear();
         for (plan_index, stored) in tables.by_plan.iter().enumerate() {
             let Some(stored) = stored else { continue };
             self.observed.table_state(plan_index, stored.state);
             match stored.state {
-                TableState::Streaming => session.builder.set_taking(plan_index, Taking::From(stored.lsn)),
+                TableState::Streaming => {
+                    self.joined.insert(plan_index);
+                    session.builder.set_taking(plan_index, Taking::From(stored.lsn));
+                }
                 TableState::Catchup if stored.joined => self.follow(session, plan_index, stored.lsn, stored.until),
                 // It is copied anew: the journal, and with it what came since the copy, was lost.
                 TableState::Catchup if self.shared.journal.reader(stored.lsn).is_err() => {}
@@ -45,7 +49,11 @@ impl Applier {
     /// All of it is one transaction of the sink: a catch-up that is cut short begins again from the untouched copy, for
     /// applying changes twice could take a moved row's value from where another row is by now.
     pub(super) async fn join_tables(&mut self, session: &mut Session, tables: Tables) -> Result<(), Over> {
-        let Tables { plans, lsn, until, hold } = tables;
+        let Tables { mut plans, lsn, until, hold } = tables;
+        plans.retain(|plan| !self.joined.contains(plan));
+        if plans.is_empty() {
+            return Ok(());
+        }
         let targets: Vec<_> = plans.iter().map(|&plan| name_text(&self.link.plans[plan].target)).collect();
         let Some(sink) = &mut session.sink else { return Ok(()) };
         if let Err(error) = sink.begin().await {
@@ -71,7 +79,8 @@ impl Applier {
     }
 
     /// The table takes changes from the stream; it is whole once the checkpoint reaches `until`.
-    fn follow(&self, session: &mut Session, plan_index: usize, lsn: Lsn, until: Lsn) {
+    fn follow(&mut self, session: &mut Session, plan_index: usize, lsn: Lsn, until: Lsn) {
+        self.joined.insert(plan_index);
         session.builder.set_taking(plan_index, Taking::From(lsn));
         session.builder.set_trust(plan_index, false);
         session.settling.push((plan_index, until));

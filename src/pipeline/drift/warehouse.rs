@@ -44,11 +44,13 @@ impl WarehouseError {
     }
 }
 
-impl<'a> From<&'a SinkSession> for Warehouse<'a> {
-    fn from(session: &'a SinkSession) -> Self {
+impl<'a> Warehouse<'a> {
+    /// `None`: it has no tables.
+    pub fn of(session: &'a SinkSession) -> Option<Warehouse<'a>> {
         match session {
-            SinkSession::Postgres(client) => Warehouse::Postgres(client),
-            SinkSession::ClickHouse(server) => Warehouse::ClickHouse(server),
+            SinkSession::Postgres(client) => Some(Warehouse::Postgres(client)),
+            SinkSession::ClickHouse(server) => Some(Warehouse::ClickHouse(server)),
+            SinkSession::Kafka(_) => None,
         }
     }
 }

@@ -92,6 +92,9 @@ struct Session {
     sink: SinkSession,
 }
 
+/// Nobody watches the tables of such a sink.
+const NO_TABLES: &str = "the sink has no tables";
+
 impl Watch {
     /// Watches until told to stop, or until something must be looked at more closely.
     pub async fn run(mut self) -> Option<Drift> {
@@ -145,7 +148,8 @@ impl Watch {
     async fn connect(&self) -> Result<Session, String> {
         let source = connect(&self.url, "tailwater watch").await.map_err(|error| error.to_string())?.client;
         let sink = self.link.connect("tailwater watch").await?;
-        store::ensure(Warehouse::from(&sink)).await.map_err(|error| error.to_string())?;
+        let warehouse = Warehouse::of(&sink).ok_or(NO_TABLES)?;
+        store::ensure(warehouse).await.map_err(|error| error.to_string())?;
         Ok(Session { source, sink })
     }
 
@@ -164,7 +168,7 @@ impl Watch {
         let found = probe(&session.source, &self.slot, &self.publication).await.map_err(|error| error.to_string())?;
         let published = found.publication;
         let layouts = read_layouts(&session.source, &names).await.map_err(|error| error.to_string())?;
-        let warehouse = Warehouse::from(&session.sink);
+        let warehouse = Warehouse::of(&session.sink).ok_or(NO_TABLES)?;
         let failed = |error: WarehouseError| error.to_string();
         let stored = store::read(warehouse, &self.link.source).await.map_err(failed)?;
         let states = session.sink.read_tables(&self.link.source).await?;

@@ -243,7 +243,7 @@ impl Source {
         let wants_text = |link: &SinkLink| match link.address {
             // It passes values on.
             SinkAddress::Postgres(_) => false,
-            SinkAddress::ClickHouse(..) => link.plans.iter().any(|plan| plan.wants_text()),
+            SinkAddress::ClickHouse(..) | SinkAddress::Kafka(_) => link.plans.iter().any(|plan| plan.wants_text()),
         };
         if self.links.iter().any(|link| wants_text(link)) { ValueForm::Text } else { ValueForm::Binary }
     }

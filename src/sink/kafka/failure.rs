@@ -25,6 +25,13 @@ pub enum KafkaFailure {
     Fatal { message: String },
 }
 
+impl KafkaFailure {
+    /// The same may be tried again.
+    pub fn passes(&self) -> bool {
+        matches!(self, KafkaFailure::Transient { .. })
+    }
+}
+
 /// librdkafka's own opinion of an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Flags {

@@ -1,17 +1,149 @@
-//! Kafka: a transactional producer of its own per source, and what is asked of topics before it writes.
+//! The Kafka sink: each change is a message, exactly once for whoever reads committed messages only.
+//!
+//! One transaction of the producer holds whole source transactions and, in a compacted topic, the checkpoint behind them.
+//! Nothing is durable before that transaction is committed, and after it everything is.
 //!
 //! ```text
-//! address   where the brokers are, and how a client is set up   ─┬─▶ producer   begin ▶ send … ▶ commit
-//! failure   what went wrong, as one of five verdicts            ─┤
-//! partition which partition a key belongs to                    ─┴─▶ topics     create, count partitions, read back
+//! address   where the brokers are, and how a client is set up   ─┬─▶ producer   begin ▶ send … ▶ commit   ─┬─▶ apply, load
+//! failure   what went wrong, as one of five verdicts            ─┤                                         │
+//! partition which partition a key belongs to                    ─┴─▶ topics     create, count, read back  ─┴─▶ cluster
 //! ```
 
 pub mod address;
+mod apply;
 mod client;
+pub mod cluster;
+pub mod encode;
 pub mod failure;
+pub mod load;
 pub mod partition;
 pub mod producer;
-pub mod topics;
-
+pub mod state;
 #[cfg(test)]
 mod tests;
+pub mod topics;
+
+use std::sync::Arc;
+
+use crate::checkpoint::{Checkpoint, SourceIdentity, UnixMicros};
+use crate::sink::postgres::SinkSetup;
+use crate::sink::{ApplyError, Durable};
+use cluster::Cluster;
+use encode::Messages;
+use failure::KafkaFailure;
+use producer::{Producer, Record};
+use state::{CheckpointRecord, StateKey};
+
+/// Applies one source's batches.
+pub struct KafkaSink {
+    name: String,
+    source: String,
+    cluster: Arc<Cluster>,
+    producer: Producer,
+    tables: Vec<Messages>,
+    /// A transaction is begun and not ended.
+    is_open: bool,
+    epoch: i64,
+    checkpoint: Checkpoint,
+    identity: SourceIdentity,
+}
+
+impl KafkaSink {
+    /// A sink that stands at the checkpoint that was read from it. Fences whoever wrote for this source before.
+    ///
+    /// # Errors
+    /// The cluster does not answer, or holds another checkpoint by now.
+    pub async fn new(cluster: Arc<Cluster>, setup: SinkSetup, identity: SourceIdentity) -> Result<KafkaSink, String> {
+        let producer = cluster.producer(&setup.source, "").await.map_err(|failure| failure.to_string())?;
+        // Who took over between the look at the checkpoint and this is the one to go on.
+        let stored = cluster.read(&setup.source).await?.checkpoint;
+        let is_mine = stored.is_some_and(|stored| stored.epoch == setup.epoch && stored.checkpoint == setup.checkpoint);
+        if !is_mine {
+            return Err(format!("another daemon took source \"{}\" over", setup.source));
+        }
+        let tables = setup.plans.iter().map(|plan| Messages::new(plan, &identity.database));
+        Ok(KafkaSink {
+            tables: tables.collect::<Result<_, String>>()?,
+            name: setup.name,
+            source: setup.source,
+            cluster,
+            producer,
+            is_open: false,
+            epoch: setup.epoch,
+            checkpoint: setup.checkpoint,
+            identity,
+        })
+    }
+
+    /// What the sink durably holds.
+    pub fn durable(&self) -> Durable {
+        Durable::new(&self.name, self.checkpoint)
+    }
+
+    /// What comes from here to the next checkpoint is one transaction.
+    pub async fn begin(&mut self) -> Result<(), ApplyError> {
+        if !self.is_open {
+            self.producer.begin().await.map_err(|failure| apply_error(&failure))?;
+            self.is_open = true;
+        }
+        Ok(())
+    }
+
+    /// Writes the checkpoint into the open transaction and commits it.
+    async fn commit(&mut self, checkpoint: Checkpoint) -> Result<(), ApplyError> {
+        let record = CheckpointRecord::new(&checkpoint, &self.identity, self.epoch).to_bytes();
+        let key = StateKey::checkpoint(&self.source);
+        self.state(&key, &record).await?;
+        self.producer.commit().await.map_err(|failure| apply_error(&failure))?;
+        self.is_open = false;
+        self.checkpoint = checkpoint;
+        Ok(())
+    }
+
+    async fn state(&mut self, key: &[u8], record: &[u8]) -> Result<(), ApplyError> {
+        let record = state_record(self.cluster.state_topic(), key, record);
+        self.producer.send(&record).await.map_err(|failure| apply_error(&failure))
+    }
+
+    /// Notes that copied tables follow the stream from now on, in the open transaction.
+    pub async fn write_joined(&mut self, targets: &[String]) -> Result<(), String> {
+        let tables = self.cluster.read(&self.source).await?.tables;
+        for (target, mut record) in tables.into_iter().filter(|(target, _)| targets.contains(target)) {
+            record.joined = true;
+            let key = StateKey::Table { source: self.source.clone(), target }.to_bytes();
+            self.state(&key, &record.to_bytes()).await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a table's topic holds what the source has, at the checkpoint.
+    pub async fn write_streaming(&mut self, target: &str) -> Result<(), String> {
+        let tables = self.cluster.read(&self.source).await?.tables;
+        let Some(mut record) = tables.get(target).cloned() else { return Err(format!("no state of {target}")) };
+        record.state = crate::sink::state::TableState::Streaming;
+        self.begin().await.map_err(|error| error.to_string())?;
+        let key = StateKey::Table { source: self.source.clone(), target: target.to_owned() }.to_bytes();
+        self.state(&key, &record.to_bytes()).await.map_err(|error| error.to_string())?;
+        self.producer.commit().await.map_err(|failure| failure.to_string())?;
+        self.is_open = false;
+        Ok(())
+    }
+}
+
+/// A record of the state topic, which has one partition.
+fn state_record<'a>(topic: &'a str, key: &'a [u8], value: &'a [u8]) -> Record<'a> {
+    let timestamp_ms = UnixMicros::now().0 / 1_000;
+    Record { topic, partition: 0, key: Some(key), value: Some(value), headers: &[], timestamp_ms }
+}
+
+/// What a failure means for the batch. One who is fenced looks at the checkpoint before it gives up: a session of the same
+/// daemon may have been the one that fenced.
+fn apply_error(failure: &KafkaFailure) -> ApplyError {
+    let message = failure.to_string();
+    match failure {
+        KafkaFailure::Transient { .. } | KafkaFailure::Fenced => ApplyError::Transient { message },
+        KafkaFailure::TooLarge { .. } | KafkaFailure::Denied { .. } | KafkaFailure::Fatal { .. } => {
+            ApplyError::Fatal { message }
+        }
+    }
+}

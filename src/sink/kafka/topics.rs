@@ -72,6 +72,21 @@ pub async fn partition_counts(address: &KafkaAddress, topics: &[&str]) -> Result
     .await
 }
 
+/// Every topic with how many partitions it has.
+pub async fn topics(address: &KafkaAddress) -> Result<BTreeMap<String, i32>, KafkaFailure> {
+    let address = address.clone();
+    blocking("list topics", move |_, _| {
+        let reader = reader(&address, "read_committed")?;
+        let metadata = patiently(&reader, "list topics", "", || reader.client().fetch_metadata(None, SLICE))?;
+        let counted = metadata.topics().iter().map(|topic| {
+            let partitions = i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
+            (topic.name().to_owned(), partitions)
+        });
+        Ok(counted.collect())
+    })
+    .await
+}
+
 /// The same of one topic.
 pub async fn describe(address: &KafkaAddress, topic: &str) -> Result<Option<i32>, KafkaFailure> {
     Ok(partition_counts(address, &[topic]).await?.into_iter().next().flatten())

@@ -21,6 +21,7 @@
 //! | all others | left out, or the bytes of their text with `include_unknown_datatypes` |
 
 use postgres_types::{Kind as PostgresKind, Type};
+use serde::Serialize;
 
 use super::options::{DecimalMode, HstoreMode, IntervalMode, Options, TimePrecision};
 use super::schema::{Schema, Shape};
@@ -30,7 +31,7 @@ use crate::catalog;
 use crate::value::clickhouse::types::{Form, SourceType};
 
 /// One column of a source table, in the order in which its rows have them.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Column {
     pub name: String,
     pub source: SourceType,

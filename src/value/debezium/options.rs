@@ -2,10 +2,10 @@
 //! underscores (`decimal.handling.mode` is `decimal_handling_mode`), values and defaults the same.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// `decimal.handling.mode`
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "DecimalHandlingMode")]
 pub enum DecimalMode {
@@ -19,7 +19,7 @@ pub enum DecimalMode {
 }
 
 /// `time.precision.mode`. Debezium's newest, `structured`, is not offered.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "TimePrecisionMode")]
 pub enum TimePrecision {
@@ -38,7 +38,7 @@ pub enum TimePrecision {
 }
 
 /// `interval.handling.mode`
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "IntervalHandlingMode")]
 pub enum IntervalMode {
@@ -50,7 +50,7 @@ pub enum IntervalMode {
 }
 
 /// `hstore.handling.mode`
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "HstoreHandlingMode")]
 pub enum HstoreMode {
@@ -61,7 +61,7 @@ pub enum HstoreMode {
 }
 
 /// `binary.handling.mode`
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(rename = "BinaryHandlingMode")]
 pub enum BinaryMode {
@@ -77,7 +77,7 @@ pub enum BinaryMode {
 pub const PLACEHOLDER: &str = "__debezium_unavailable_value";
 
 /// How the values of a table become values of an event.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "DebeziumOptions")]
 pub struct Options {

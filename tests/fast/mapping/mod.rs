@@ -68,6 +68,7 @@ fn live(source: Vec<Table>, sink: Vec<Table>) -> Live {
         sources: BTreeMap::from([("lms".to_owned(), source)]),
         sinks: BTreeMap::from([("warehouse".to_owned(), sink)]),
         clickhouse: BTreeMap::new(),
+        kafka: BTreeMap::new(),
         assume: Vec::new(),
     }
 }

@@ -209,8 +209,13 @@ fn several_sources_share_a_target() {
 #[test]
 fn ends_that_did_not_answer_are_passed_over() {
     let file = parse(&headed("[table.\"dwh.d\"]\nfrom = \"public.a\"\ncolumns = \"*\"\n[view.\"dwh.v\"]\n"));
-    let live =
-        Live { sources: BTreeMap::new(), sinks: BTreeMap::new(), clickhouse: BTreeMap::new(), assume: Vec::new() };
+    let live = Live {
+        sources: BTreeMap::new(),
+        sinks: BTreeMap::new(),
+        clickhouse: BTreeMap::new(),
+        kafka: BTreeMap::new(),
+        assume: Vec::new(),
+    };
     let (resolved, findings) = resolve(&config(), &[file], &live);
     assert!(resolved.plans.is_empty() && resolved.views.is_empty() && findings.0.is_empty());
 }

@@ -1,0 +1,68 @@
+//! Names with wildcards: `*` for any characters, `?` for one.
+
+/// A name in which `*` and `?` stand for others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pattern(String);
+
+impl Pattern {
+    pub fn new(text: &str) -> Self {
+        Pattern(text.to_owned())
+    }
+
+    pub fn matches(&self, name: &str) -> bool {
+        matches(self.0.as_bytes(), name.as_bytes())
+    }
+
+    /// It names one thing only.
+    pub fn is_plain(&self) -> bool {
+        !self.0.contains(['*', '?'])
+    }
+}
+
+/// Goes back to the last `*` at every mismatch: its earlier ones need no second look.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut at, mut place) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while place < name.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, place));
+                at += 1;
+            }
+            Some(byte) if *byte == b'?' || *byte == name[place] => {
+                at += 1;
+                place += 1;
+            }
+            _ => {
+                let Some((before, taken)) = star else { return false };
+                (at, place) = (before + 1, taken + 1);
+                star = Some((before, taken + 1));
+            }
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_stand_for_what_they_should() {
+        for (pattern, name, expected) in [
+            ("public.*", "public.course", true),
+            ("public.*", "other.course", false),
+            ("*", "", true),
+            ("*.log_?", "a.log_1", true),
+            ("*.log_?", "a.log_12", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-b-b-d", false),
+            ("public.course", "public.course", true),
+            ("public.course", "public.courses", false),
+            ("**", "x", true),
+            ("?", "", false),
+        ] {
+            assert_eq!(Pattern::new(pattern).matches(name), expected, "{pattern} and {name}");
+        }
+    }
+}

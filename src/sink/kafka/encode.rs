@@ -1,0 +1,243 @@
+//! A table's changes as messages: what they say, what they are keyed by, and where they go.
+
+use crate::assemble::Begin;
+use crate::checkpoint::UnixMicros;
+use crate::lsn::Lsn;
+use crate::mapping::plan::{Plan, Topic};
+use crate::tuple::Cell;
+use crate::value::debezium::{Change, NEW_KEY_HEADER, OLD_KEY_HEADER, Old, Origin, Snapshot, SourceInfo, TableShape};
+
+use super::failure::KafkaFailure;
+use super::partition::partition_of;
+use super::producer::{Producer, Record};
+
+/// Headers of every message: the position of its change, by which whoever reads twice can tell.
+pub const LSN_HEADER: &str = "lsn";
+pub const ORDINAL_HEADER: &str = "ordinal";
+
+/// What a batch says of a row, with the cells of its images by input.
+pub enum Images<'r, 'a> {
+    Insert(&'r [Cell<'a>]),
+    Update(Option<Old<&'r [Cell<'a>]>>, &'r [Cell<'a>]),
+    Delete(Old<&'r [Cell<'a>]>),
+}
+
+/// Where a change stands.
+pub struct At<'b> {
+    pub begin: &'b Begin,
+    /// Commit of the transaction before this one.
+    pub last_commit: Lsn,
+    /// Of the change itself.
+    pub lsn: Lsn,
+    pub ordinal: u64,
+    /// When its message is made.
+    pub now: UnixMicros,
+}
+
+/// How one table's changes become messages. Buffers are used again for each.
+pub struct Messages {
+    topic: Topic,
+    shape: TableShape,
+    texts: Vec<bool>,
+    buffers: Buffers,
+}
+
+#[derive(Default)]
+struct Buffers {
+    key: Vec<u8>,
+    old_key: Vec<u8>,
+    value: Vec<u8>,
+    second: Vec<u8>,
+    lsn: String,
+    ordinal: String,
+}
+
+/// One message, ready to be sent.
+pub struct Message<'m> {
+    topic: &'m str,
+    partition: i32,
+    key: &'m [u8],
+    value: Option<&'m [u8]>,
+    headers: [Option<(&'m str, &'m [u8])>; 3],
+    timestamp_ms: i64,
+}
+
+impl Message<'_> {
+    /// # Errors
+    /// The producer does not take it.
+    pub async fn send(&self, producer: &mut Producer) -> Result<(), KafkaFailure> {
+        let headers = self.headers.map(|header| header.unwrap_or_default());
+        let count = self.headers.iter().filter(|header| header.is_some()).count();
+        let record = Record {
+            topic: self.topic,
+            partition: self.partition,
+            key: Some(self.key),
+            value: self.value,
+            headers: &headers[..count],
+            timestamp_ms: self.timestamp_ms,
+        };
+        producer.send(&record).await
+    }
+}
+
+impl Messages {
+    /// # Errors
+    /// A column of the key has a type that no message can be keyed by.
+    pub fn new(plan: &Plan, database: &str) -> Result<Messages, String> {
+        let Some(topic) = &plan.topic else { return Err(format!("table \"{}\" has no topic", plan.from)) };
+        let origin = Origin { version: env!("CARGO_PKG_VERSION"), name: &topic.prefix, database };
+        let key: Vec<String> = plan.key_inputs.iter().map(|&input| plan.inputs[input].name.clone()).collect();
+        let shape = TableShape::new(&origin, &plan.from, &topic.columns, &key, &topic.options.values);
+        let shape = shape.map_err(|error| format!("table \"{}\": {error}", plan.from))?;
+        let texts = topic.columns.iter().map(|column| !column.reads_binary(&topic.options.values)).collect();
+        Ok(Messages { topic: topic.clone(), shape, texts, buffers: Buffers::default() })
+    }
+
+    /// Only the text form of this input is understood.
+    pub fn wants_text(&self, input: usize) -> bool {
+        self.texts[input]
+    }
+
+    /// The message of a row that was copied at this position.
+    ///
+    /// # Errors
+    /// A value has no form in the message.
+    pub fn read<'a>(&mut self, row: &[Cell<'a>], lsn: Lsn, now: UnixMicros) -> Result<Message<'_>, String> {
+        let info = SourceInfo { committed: now, snapshot: Snapshot::True, last_commit_lsn: None, lsn, xid: None };
+        let cells = row.iter().zip(&self.texts).map(|(cell, is_text)| match cell {
+            Cell::Binary(text) if *is_text => Cell::Text(text),
+            cell => *cell,
+        });
+        self.buffers.place(lsn, 0);
+        self.buffers.key.clear();
+        self.buffers.value.clear();
+        self.shape.key(&mut self.buffers.key, cells.clone()).map_err(|error| error.to_string())?;
+        let change = Change::Read { after: cells };
+        let written = self.shape.value(&mut self.buffers.value, &change, &info, None, now);
+        written.map_err(|error| error.to_string())?;
+        Ok(self.message(&self.buffers.key, Some(&self.buffers.value), None, now))
+    }
+
+    /// The messages of a change: one, or with a key that changes one for each key, and a tombstone behind each delete.
+    ///
+    /// # Errors
+    /// A value has no form in the message.
+    pub fn change<'a>(
+        &mut self,
+        images: Images<'_, 'a>,
+        at: &At<'_>,
+    ) -> Result<impl Iterator<Item = Message<'_>>, String> {
+        self.encode(images, at).map_err(|error| error.to_string()).map(|sent| self.messages(sent, at.now))
+    }
+
+    fn encode(&mut self, images: Images<'_, '_>, at: &At<'_>) -> Result<Sent, crate::value::debezium::EncodeError> {
+        let info = SourceInfo {
+            committed: at.begin.commit_ts,
+            snapshot: Snapshot::False,
+            last_commit_lsn: Some(at.last_commit),
+            lsn: at.lsn,
+            xid: Some(at.begin.xid),
+        };
+        let Messages { shape, buffers, .. } = self;
+        buffers.place(at.begin.commit_lsn, at.ordinal);
+        let Buffers { key, old_key, value, second, .. } = buffers;
+        [&mut *key, &mut *old_key, &mut *value, &mut *second].into_iter().for_each(Vec::clear);
+        match images {
+            Images::Insert(row) => {
+                shape.key(key, row.iter().copied())?;
+                shape.value(value, &Change::Create { after: row.iter().copied() }, &info, None, at.now)?;
+                Ok(Sent::One)
+            }
+            Images::Delete(old) => {
+                let old = cells(&old);
+                shape.key(key, row_of(&old))?;
+                shape.value(value, &Change::Delete { before: Some(old) }, &info, None, at.now)?;
+                Ok(Sent::Gone)
+            }
+            Images::Update(old, row) => {
+                let old = old.as_ref().map(cells);
+                let row = row.iter().copied();
+                shape.key(key, row.clone())?;
+                match old {
+                    Some(old) if shape.key_changes(&old, row.clone()) => {
+                        shape.key(old_key, row_of(&old))?;
+                        shape.value(value, &Change::Delete { before: Some(old) }, &info, None, at.now)?;
+                        shape.value(second, &Change::Create { after: row }, &info, None, at.now)?;
+                        Ok(Sent::Moved)
+                    }
+                    before => {
+                        shape.value(value, &Change::Update { before, after: row }, &info, None, at.now)?;
+                        Ok(Sent::One)
+                    }
+                }
+            }
+        }
+    }
+
+    fn messages(&self, sent: Sent, now: UnixMicros) -> impl Iterator<Item = Message<'_>> {
+        let Buffers { key, old_key, value, second, .. } = &self.buffers;
+        let tombstones = self.topic.options.tombstones;
+        let messages = match sent {
+            Sent::One => [Some(self.message(key, Some(value), None, now)), None, None],
+            Sent::Gone => {
+                let tombstone = tombstones.then(|| self.message(key, None, None, now));
+                [Some(self.message(key, Some(value), None, now)), tombstone, None]
+            }
+            Sent::Moved => {
+                let tombstone = tombstones.then(|| self.message(old_key, None, None, now));
+                let deleted = self.message(old_key, Some(value), Some((NEW_KEY_HEADER, key)), now);
+                [Some(deleted), tombstone, Some(self.message(key, Some(second), Some((OLD_KEY_HEADER, old_key)), now))]
+            }
+        };
+        messages.into_iter().flatten()
+    }
+
+    fn message<'m>(
+        &'m self,
+        key: &'m [u8],
+        value: Option<&'m [u8]>,
+        other: Option<(&'m str, &'m [u8])>,
+        now: UnixMicros,
+    ) -> Message<'m> {
+        let Buffers { lsn, ordinal, .. } = &self.buffers;
+        Message {
+            topic: &self.topic.name,
+            partition: partition_of(key, self.topic.partitions),
+            key,
+            value,
+            headers: [Some((LSN_HEADER, lsn.as_bytes())), Some((ORDINAL_HEADER, ordinal.as_bytes())), other],
+            timestamp_ms: now.0 / 1_000,
+        }
+    }
+}
+
+/// What came of a change.
+#[derive(Clone, Copy)]
+enum Sent {
+    One,
+    Gone,
+    Moved,
+}
+
+impl Buffers {
+    fn place(&mut self, lsn: Lsn, ordinal: u64) {
+        use std::fmt::Write as _;
+        self.lsn.clear();
+        self.ordinal.clear();
+        write!(self.lsn, "{lsn}").expect("writing to memory cannot fail");
+        write!(self.ordinal, "{ordinal}").expect("writing to memory cannot fail");
+    }
+}
+
+fn cells<'r, 'a>(old: &Old<&'r [Cell<'a>]>) -> Old<std::iter::Copied<std::slice::Iter<'r, Cell<'a>>>> {
+    match old {
+        Old::Key(row) => Old::Key(row.iter().copied()),
+        Old::Full(row) => Old::Full(row.iter().copied()),
+    }
+}
+
+fn row_of<R: Clone>(old: &Old<R>) -> R {
+    match old {
+        Old::Key(row) | Old::Full(row) => row.clone(),
+    }
+}

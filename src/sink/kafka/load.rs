@@ -1,0 +1,162 @@
+//! Loading a snapshot into Kafka: binary COPY out of the source, each row a message that says it was read.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use tokio::sync::Mutex;
+
+use super::cluster::Cluster;
+use super::encode::Messages;
+use super::failure::KafkaFailure;
+use super::producer::Producer;
+use super::state::{StateKey, TableRecord};
+use super::state_record;
+use crate::catalog::quote_ident;
+use crate::checkpoint::UnixMicros;
+use crate::lsn::Lsn;
+use crate::mapping::plan::Plan;
+use crate::sink::state::{TableState, name_text};
+use crate::source::copy_rows::{CopyRows, CutShort};
+use crate::source::snapshot::Chunk;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("the source cannot be read")]
+    Source(#[source] tokio_postgres::Error),
+    /// Passes with time.
+    #[error("{0}")]
+    Passing(String),
+    /// The topic does not take a row, or a message cannot be made.
+    #[error("{0}")]
+    Row(String),
+    /// Another daemon has taken over and copies by itself.
+    #[error("another daemon took over")]
+    Fenced,
+}
+
+impl From<CutShort> for LoadError {
+    fn from(error: CutShort) -> Self {
+        LoadError::Row(error.to_string())
+    }
+}
+
+impl From<KafkaFailure> for LoadError {
+    fn from(failure: KafkaFailure) -> Self {
+        match failure {
+            KafkaFailure::Fenced => LoadError::Fenced,
+            failure if failure.passes() => LoadError::Passing(failure.to_string()),
+            failure => LoadError::Row(failure.to_string()),
+        }
+    }
+}
+
+/// Loads one table, all of it in one transaction.
+pub struct KafkaLoader {
+    source: String,
+    plan: Arc<Plan>,
+    lsn: Lsn,
+    state_topic: String,
+    select: String,
+    database: String,
+    /// Shared by the connections that read; each sends a row at a time.
+    producer: Mutex<Producer>,
+}
+
+impl KafkaLoader {
+    /// Begins the transaction; who copied this table before is fenced.
+    ///
+    /// # Errors
+    /// The cluster does not answer, or another daemon has taken over.
+    pub async fn new(
+        cluster: Arc<Cluster>,
+        source: &str,
+        epoch: i64,
+        plan: &Arc<Plan>,
+        lsn: Lsn,
+    ) -> Result<KafkaLoader, LoadError> {
+        let mut producer = cluster.producer(source, "-copy").await?;
+        // After that: who took over before it has another epoch, and who does later fences this one when it copies.
+        let remembered = cluster.read(source).await.map_err(LoadError::Passing)?;
+        let stored = remembered.checkpoint.ok_or_else(|| LoadError::Passing("the checkpoint is gone".to_owned()))?;
+        // One who is fenced by now may have brought the table.
+        let is_there = remembered.tables.get(&name_text(&plan.target)).is_some_and(TableRecord::is_filled);
+        if stored.epoch != epoch || is_there {
+            return Err(LoadError::Fenced);
+        }
+        producer.begin().await?;
+        let messages = Messages::new(plan, &stored.identity.database).map_err(LoadError::Row)?;
+        Ok(KafkaLoader {
+            source: source.to_owned(),
+            plan: plan.clone(),
+            lsn,
+            state_topic: cluster.state_topic().to_owned(),
+            select: columns(plan, &messages),
+            database: stored.identity.database,
+            producer: Mutex::new(producer),
+        })
+    }
+
+    /// Copies one chunk. Answers the rows.
+    ///
+    /// # Errors
+    /// Either end refuses, or a row cannot be written.
+    pub async fn load(
+        &self,
+        chunk: &Chunk,
+        reader: &tokio_postgres::Client,
+        report: impl Fn(u64),
+    ) -> Result<u64, LoadError> {
+        let sql = format!(
+            "COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)",
+            self.select,
+            chunk.table.quoted(),
+            chunk.condition()
+        );
+        let rows = reader.copy_out(&sql).await.map_err(LoadError::Source)?;
+        let mut rows = Box::pin(rows);
+        let mut messages = Messages::new(&self.plan, &self.database).map_err(LoadError::Row)?;
+        let (mut taken, mut copy, now) = (0, CopyRows::default(), UnixMicros::now());
+        while let Some(message) = rows.next().await {
+            let message = message.map_err(LoadError::Source)?;
+            let (mut rows, mut cells, mut count) = (copy.message(&message)?, Vec::new(), 0);
+            while rows.next(&mut cells)? {
+                let message = messages.read(&cells, self.lsn, now).map_err(LoadError::Row)?;
+                message.send(&mut *self.producer.lock().await).await?;
+                count += 1;
+            }
+            taken += count;
+            report(count);
+        }
+        Ok(taken)
+    }
+
+    /// All chunks of the table are in: they and the table's state become visible at once. It waits to join the stream at
+    /// the snapshot's point, and is whole at `until`.
+    ///
+    /// # Errors
+    /// The transaction was not committed; nothing of it is seen.
+    pub async fn finish(self, until: Lsn, rows: u64) -> Result<(), LoadError> {
+        let mut producer = self.producer.into_inner();
+        let Some(topic) = &self.plan.topic else { return Err(LoadError::Row("the plan has no topic".to_owned())) };
+        let record = TableRecord {
+            state: TableState::Catchup,
+            partitions: topic.partitions,
+            lsn: self.lsn.to_string(),
+            until: until.to_string(),
+            rows,
+            ..TableRecord::new(&self.plan.from, &topic.name)
+        };
+        let key = StateKey::table(&self.source, &self.plan.target);
+        producer.send(&state_record(&self.state_topic, &key, &record.to_bytes())).await?;
+        Ok(producer.commit().await?)
+    }
+}
+
+/// The plan's columns, as text where the binary form is not understood.
+fn columns(plan: &Plan, messages: &Messages) -> String {
+    let columns = plan.source_columns.iter().enumerate().map(|(input, name)| {
+        let name = quote_ident(name);
+        if messages.wants_text(input) { format!("{name}::text") } else { name }
+    });
+    columns.collect::<Vec<_>>().join(", ")
+}
