@@ -3,9 +3,12 @@
 use crate::assemble::Begin;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
-use crate::mapping::plan::{Plan, Topic};
+use crate::mapping::plan::{Plan, Topic, TopicFormat};
 use crate::tuple::Cell;
-use crate::value::debezium::{Change, NEW_KEY_HEADER, OLD_KEY_HEADER, Old, Origin, Snapshot, SourceInfo, TableShape};
+use crate::value::debezium::{
+    Change, DeleteHandling, EncodeError, Flat, FlatOptions, FlatShape, NEW_KEY_HEADER, OLD_KEY_HEADER, Old, Origin,
+    ShapeError, Snapshot, SourceInfo, TableShape,
+};
 
 use super::failure::KafkaFailure;
 use super::partition::partition_of;
@@ -34,10 +37,72 @@ pub struct At<'b> {
     pub now: UnixMicros,
 }
 
+/// How a change is written.
+enum Shape {
+    Envelope {
+        shape: Box<TableShape>,
+        tombstones: bool,
+    },
+    /// The row alone.
+    Flat(Box<FlatShape>),
+}
+
+impl Shape {
+    fn new(plan: &Plan, topic: &Topic, database: &str) -> Result<Shape, ShapeError> {
+        let origin = Origin { version: env!("CARGO_PKG_VERSION"), name: &topic.prefix, database };
+        let key: Vec<String> = plan.key_inputs.iter().map(|&input| plan.inputs[input].name.clone()).collect();
+        let (columns, options) = (&topic.columns, &topic.options);
+        match topic.format {
+            TopicFormat::DebeziumJson => {
+                let shape = TableShape::new(&origin, &plan.from, columns, &key, &options.values)?;
+                Ok(Shape::Envelope { shape: Box::new(shape), tombstones: options.tombstones })
+            }
+            TopicFormat::Json => {
+                let handling = if options.tombstones { DeleteHandling::Tombstone } else { DeleteHandling::Drop };
+                let flat = FlatOptions { delete_tombstone_handling_mode: handling, ..FlatOptions::default() };
+                let shape = FlatShape::new(&origin, &plan.from, columns, &key, &options.values, &flat)?;
+                Ok(Shape::Flat(Box::new(shape)))
+            }
+        }
+    }
+
+    fn key<'a>(&self, out: &mut Vec<u8>, row: impl Iterator<Item = Cell<'a>> + Clone) -> Result<(), EncodeError> {
+        match self {
+            Shape::Envelope { shape, .. } => shape.key(out, row),
+            Shape::Flat(shape) => shape.key(out, row),
+        }
+    }
+
+    fn key_changes<'a, R: Iterator<Item = Cell<'a>> + Clone>(&self, before: &Old<R>, after: R) -> bool {
+        match self {
+            Shape::Envelope { shape, .. } => shape.key_changes(before, after),
+            Shape::Flat(shape) => shape.key_changes(before, after),
+        }
+    }
+
+    /// Appends the message's value and says what is to be sent.
+    fn value<'a, R: Iterator<Item = Cell<'a>> + Clone>(
+        &self,
+        out: &mut Vec<u8>,
+        change: &Change<R>,
+        info: &SourceInfo,
+        now: UnixMicros,
+    ) -> Result<Flat, EncodeError> {
+        match self {
+            Shape::Envelope { shape, tombstones } => {
+                shape.value(out, change, info, None, now)?;
+                let is_delete = matches!(change, Change::Delete { .. });
+                Ok(if is_delete && *tombstones { Flat::ValueThenTombstone } else { Flat::Value })
+            }
+            Shape::Flat(shape) => shape.value(out, change, info, None, now),
+        }
+    }
+}
+
 /// How one table's changes become messages. Buffers are used again for each.
 pub struct Messages {
     topic: Topic,
-    shape: TableShape,
+    shape: Shape,
     texts: Vec<bool>,
     buffers: Buffers,
 }
@@ -85,10 +150,7 @@ impl Messages {
     /// A column of the key has a type that no message can be keyed by.
     pub fn new(plan: &Plan, database: &str) -> Result<Messages, String> {
         let Some(topic) = &plan.topic else { return Err(format!("table \"{}\" has no topic", plan.from)) };
-        let origin = Origin { version: env!("CARGO_PKG_VERSION"), name: &topic.prefix, database };
-        let key: Vec<String> = plan.key_inputs.iter().map(|&input| plan.inputs[input].name.clone()).collect();
-        let shape = TableShape::new(&origin, &plan.from, &topic.columns, &key, &topic.options.values);
-        let shape = shape.map_err(|error| format!("table \"{}\": {error}", plan.from))?;
+        let shape = Shape::new(plan, topic, database).map_err(|error| format!("table \"{}\": {error}", plan.from))?;
         let texts = topic.columns.iter().map(|column| !column.reads_binary(&topic.options.values)).collect();
         Ok(Messages { topic: topic.clone(), shape, texts, buffers: Buffers::default() })
     }
@@ -113,8 +175,9 @@ impl Messages {
         self.buffers.value.clear();
         self.shape.key(&mut self.buffers.key, cells.clone()).map_err(|error| error.to_string())?;
         let change = Change::Read { after: cells };
-        let written = self.shape.value(&mut self.buffers.value, &change, &info, None, now);
-        written.map_err(|error| error.to_string())?;
+        let written = self.shape.value(&mut self.buffers.value, &change, &info, now);
+        // A row that is there always has a value.
+        let _always_a_value = written.map_err(|error| error.to_string())?;
         Ok(self.message(&self.buffers.key, Some(&self.buffers.value), None, now))
     }
 
@@ -130,7 +193,7 @@ impl Messages {
         self.encode(images, at).map_err(|error| error.to_string()).map(|sent| self.messages(sent, at.now))
     }
 
-    fn encode(&mut self, images: Images<'_, '_>, at: &At<'_>) -> Result<Sent, crate::value::debezium::EncodeError> {
+    fn encode(&mut self, images: Images<'_, '_>, at: &At<'_>) -> Result<Sent, EncodeError> {
         let info = SourceInfo {
             committed: at.begin.commit_ts,
             snapshot: Snapshot::False,
@@ -145,14 +208,14 @@ impl Messages {
         match images {
             Images::Insert(row) => {
                 shape.key(key, row.iter().copied())?;
-                shape.value(value, &Change::Create { after: row.iter().copied() }, &info, None, at.now)?;
-                Ok(Sent::One)
+                let first = shape.value(value, &Change::Create { after: row.iter().copied() }, &info, at.now)?;
+                Ok(Sent { first, moved: false })
             }
             Images::Delete(old) => {
                 let old = cells(&old);
                 shape.key(key, row_of(&old))?;
-                shape.value(value, &Change::Delete { before: Some(old) }, &info, None, at.now)?;
-                Ok(Sent::Gone)
+                let first = shape.value(value, &Change::Delete { before: Some(old) }, &info, at.now)?;
+                Ok(Sent { first, moved: false })
             }
             Images::Update(old, row) => {
                 let old = old.as_ref().map(cells);
@@ -161,13 +224,13 @@ impl Messages {
                 match old {
                     Some(old) if shape.key_changes(&old, row.clone()) => {
                         shape.key(old_key, row_of(&old))?;
-                        shape.value(value, &Change::Delete { before: Some(old) }, &info, None, at.now)?;
-                        shape.value(second, &Change::Create { after: row }, &info, None, at.now)?;
-                        Ok(Sent::Moved)
+                        let first = shape.value(value, &Change::Delete { before: Some(old) }, &info, at.now)?;
+                        let _always_a_value = shape.value(second, &Change::Create { after: row }, &info, at.now)?;
+                        Ok(Sent { first, moved: true })
                     }
                     before => {
-                        shape.value(value, &Change::Update { before, after: row }, &info, None, at.now)?;
-                        Ok(Sent::One)
+                        let first = shape.value(value, &Change::Update { before, after: row }, &info, at.now)?;
+                        Ok(Sent { first, moved: false })
                     }
                 }
             }
@@ -176,19 +239,14 @@ impl Messages {
 
     fn messages(&self, sent: Sent, now: UnixMicros) -> impl Iterator<Item = Message<'_>> {
         let Buffers { key, old_key, value, second, .. } = &self.buffers;
-        let tombstones = self.topic.options.tombstones;
-        let messages = match sent {
-            Sent::One => [Some(self.message(key, Some(value), None, now)), None, None],
-            Sent::Gone => {
-                let tombstone = tombstones.then(|| self.message(key, None, None, now));
-                [Some(self.message(key, Some(value), None, now)), tombstone, None]
-            }
-            Sent::Moved => {
-                let tombstone = tombstones.then(|| self.message(old_key, None, None, now));
-                let deleted = self.message(old_key, Some(value), Some((NEW_KEY_HEADER, key)), now);
-                [Some(deleted), tombstone, Some(self.message(key, Some(second), Some((OLD_KEY_HEADER, old_key)), now))]
-            }
-        };
+        let (first_key, new_key) = if sent.moved { (old_key, Some((NEW_KEY_HEADER, &key[..]))) } else { (key, None) };
+        let has_value = matches!(sent.first, Flat::Value | Flat::ValueThenTombstone);
+        let has_tombstone = matches!(sent.first, Flat::Tombstone | Flat::ValueThenTombstone);
+        let messages = [
+            has_value.then(|| self.message(first_key, Some(value), new_key, now)),
+            has_tombstone.then(|| self.message(first_key, None, None, now)),
+            sent.moved.then(|| self.message(key, Some(second), Some((OLD_KEY_HEADER, old_key)), now)),
+        ];
         messages.into_iter().flatten()
     }
 
@@ -213,10 +271,11 @@ impl Messages {
 
 /// What came of a change.
 #[derive(Clone, Copy)]
-enum Sent {
-    One,
-    Gone,
-    Moved,
+struct Sent {
+    /// Of the change, or of the delete of the key that the row had.
+    first: Flat,
+    /// A create of the key that the row has now follows.
+    moved: bool,
 }
 
 impl Buffers {
