@@ -209,7 +209,7 @@ impl<'a> Arena<'a> {
     }
 
     fn builder(&self, from: usize, limits: BatchLimits) -> Builder {
-        let mut builder = Builder::new(&[self.plan.clone()], self.history.checkpoint(from), limits);
+        let mut builder = Builder::new(std::slice::from_ref(&self.plan), self.history.checkpoint(from), limits);
         builder.set_taking(0, Taking::From(tailwater::lsn::Lsn::ZERO));
         builder
     }

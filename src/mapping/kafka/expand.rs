@@ -62,7 +62,7 @@ fn topic_name(template: &str, source: &str, catalog: &Catalog, table: &Table) ->
 }
 
 fn mapping(topic: &TopicMapping, table: &Table, name: &str) -> TableMapping {
-    let given = topic.keys.iter().find(|(of, _)| of.value == table.name).map(|(_, key)| key.clone());
+    let given = topic.keys.iter().find(|key| key.table.value == table.name).map(|key| key.columns.clone());
     let primary = || {
         let columns = table.primary_key.iter();
         let columns = columns.map(|column| At { value: column.clone(), span: topic.span.clone() }).collect::<Vec<_>>();

@@ -47,13 +47,20 @@ pub struct TopicMapping {
     /// Columns that never leave the source, as `schema.table.column` with wildcards.
     pub exclude: Vec<At<Pattern>>,
     /// Columns that messages of a table are keyed by, where that is not the primary key.
-    pub keys: Vec<(At<TableName>, At<Vec<At<String>>>)>,
+    pub keys: Vec<KeyMapping>,
     /// With placeholders.
     pub name: At<String>,
     pub format: TopicFormat,
     pub options: TopicOptions,
     /// Of topics that `setup --create-targets` makes.
     pub partitions: i32,
+}
+
+/// One table of `key = { … }`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyMapping {
+    pub table: At<TableName>,
+    pub columns: At<Vec<At<String>>>,
 }
 
 /// Reads the section.
@@ -96,7 +103,7 @@ fn patterns(reader: &mut Reader, section: &[Entry], key: &str) -> Vec<At<Pattern
     patterns
 }
 
-fn keys(reader: &mut Reader, section: &[Entry]) -> Vec<(At<TableName>, At<Vec<At<String>>>)> {
+fn keys(reader: &mut Reader, section: &[Entry]) -> Vec<KeyMapping> {
     let Some(entry) = find(section, "key") else { return Vec::new() };
     let mut keys = Vec::new();
     for pair in reader.table(entry).unwrap_or_default() {
@@ -112,7 +119,7 @@ fn keys(reader: &mut Reader, section: &[Entry]) -> Vec<(At<TableName>, At<Vec<At
             reader.report(&pair.node.origin, Finding::error("bad-value", "the key names no column"));
         }
         let columns = columns.into_iter().map(|(column, origin)| at(column.to_owned(), origin)).collect();
-        keys.push((name, at(columns, &pair.node.origin)));
+        keys.push(KeyMapping { table: name, columns: at(columns, &pair.node.origin) });
     }
     keys
 }

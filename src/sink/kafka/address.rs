@@ -101,6 +101,12 @@ impl KafkaAddress {
         Ok(KafkaAddress { brokers: brokers.to_owned(), options })
     }
 
+    /// The same with an option that the user does not give.
+    pub fn or_option(mut self, name: &str, value: &str) -> KafkaAddress {
+        self.options.entry(name.to_owned()).or_insert_with(|| Secret::new(value));
+        self
+    }
+
     pub fn brokers(&self) -> &str {
         &self.brokers
     }

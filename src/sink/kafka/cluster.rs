@@ -13,6 +13,9 @@ use crate::checkpoint::{Checkpoint, SourceIdentity};
 use crate::lsn::Lsn;
 use crate::sink::state::{StoredCheckpoint, StoredTable, TableState, name_text};
 
+/// `transaction.max.timeout.ms` of brokers, unless it is set.
+const COPY_TIMEOUT_MS: &str = "900000";
+
 /// A cluster that has answered.
 pub struct Cluster {
     /// The `[sink.NAME]`: of transactional ids.
@@ -46,6 +49,12 @@ impl Cluster {
     pub async fn producer(&self, source: &str, what: &str) -> Result<Producer, KafkaFailure> {
         let id = format!("tailwater-{}-{source}{what}", self.sink);
         Producer::connect(&self.address, &id).await
+    }
+
+    /// The one producer for a source's first copies. A table is one transaction, as long as brokers allow by default.
+    pub async fn copy_producer(&self, source: &str) -> Result<Producer, KafkaFailure> {
+        let address = self.address.clone().or_option("transaction.timeout.ms", COPY_TIMEOUT_MS);
+        Producer::connect(&address, &format!("tailwater-{}-{source}-copy", self.sink)).await
     }
 
     /// Makes the state topic if it is not there.

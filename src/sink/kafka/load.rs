@@ -74,7 +74,7 @@ impl KafkaLoader {
         plan: &Arc<Plan>,
         lsn: Lsn,
     ) -> Result<KafkaLoader, LoadError> {
-        let mut producer = cluster.producer(source, "-copy").await?;
+        let mut producer = cluster.copy_producer(source).await?;
         // After that: who took over before it has another epoch, and who does later fences this one when it copies.
         let remembered = cluster.read(source).await.map_err(LoadError::Passing)?;
         let stored = remembered.checkpoint.ok_or_else(|| LoadError::Passing("the checkpoint is gone".to_owned()))?;

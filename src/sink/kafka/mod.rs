@@ -23,16 +23,19 @@ pub mod state;
 mod tests;
 pub mod topics;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, SourceIdentity, UnixMicros};
+use crate::mapping::plan::Plan;
 use crate::sink::postgres::SinkSetup;
+use crate::sink::state::name_text;
 use crate::sink::{ApplyError, Durable};
 use cluster::Cluster;
 use encode::Messages;
 use failure::KafkaFailure;
 use producer::{Producer, Record};
-use state::{CheckpointRecord, StateKey};
+use state::{CheckpointRecord, StateKey, TableRecord};
 
 /// Applies one source's batches.
 pub struct KafkaSink {
@@ -56,11 +59,13 @@ impl KafkaSink {
     pub async fn new(cluster: Arc<Cluster>, setup: SinkSetup, identity: SourceIdentity) -> Result<KafkaSink, String> {
         let producer = cluster.producer(&setup.source, "").await.map_err(|failure| failure.to_string())?;
         // Who took over between the look at the checkpoint and this is the one to go on.
-        let stored = cluster.read(&setup.source).await?.checkpoint;
+        let remembered = cluster.read(&setup.source).await?;
+        let stored = remembered.checkpoint;
         let is_mine = stored.is_some_and(|stored| stored.epoch == setup.epoch && stored.checkpoint == setup.checkpoint);
         if !is_mine {
             return Err(format!("another daemon took source \"{}\" over", setup.source));
         }
+        setup.plans.iter().try_for_each(|plan| same_partitions(plan, &remembered.tables))?;
         let tables = setup.plans.iter().map(|plan| Messages::new(plan, &identity.database));
         Ok(KafkaSink {
             tables: tables.collect::<Result<_, String>>()?,
@@ -128,6 +133,20 @@ impl KafkaSink {
         self.is_open = false;
         Ok(())
     }
+}
+
+/// H92: where a key's messages are follows from how many partitions there are. With another number later ones would go
+/// elsewhere, and overtake those before.
+fn same_partitions(plan: &Plan, tables: &BTreeMap<String, TableRecord>) -> Result<(), String> {
+    let (Some(topic), Some(record)) = (&plan.topic, tables.get(&name_text(&plan.target))) else { return Ok(()) };
+    if record.partitions == 0 || record.partitions == topic.partitions {
+        return Ok(());
+    }
+    Err(format!(
+        "topic \"{}\" has {} partitions and had {} when its first message came, so keys would change their place and lose \
+         their order: map the table to a new topic",
+        topic.name, topic.partitions, record.partitions
+    ))
 }
 
 /// A record of the state topic, which has one partition.

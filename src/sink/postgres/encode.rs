@@ -198,10 +198,9 @@ impl<'a> RowReader<'a> {
         let binding = &table.bindings[reference.binding as usize];
         let inputs = &self.plan.inputs;
         (0..inputs.len()).any(|input| {
-            let is_text = binding.columns[input].is_some()
+            binding.columns[input].is_some()
                 && !is_text_alike(inputs[input].stage_type_oid)
-                && matches!(self.batch.cell(table, row, input), Cell::Text(_));
-            is_text
+                && matches!(self.batch.cell(table, row, input), Cell::Text(_))
         })
     }
 

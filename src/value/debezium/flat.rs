@@ -78,7 +78,7 @@ enum Source {
         per_micro: i64,
         micros_per: i64,
     },
-    SourceTime {
+    CommitTime {
         per_micro: i64,
         micros_per: i64,
     },
@@ -247,7 +247,7 @@ impl FlatShape {
 fn source_of(path: &str, origin: &Origin<'_>, table: &TableName) -> Option<(Source, Shape)> {
     let constant = |text: &str| Some((Source::Constant(text.to_owned()), Shape::String));
     let time = |per_micro, micros_per| Some((Source::Time { per_micro, micros_per }, Shape::Int64));
-    let source_time = |per_micro, micros_per| Some((Source::SourceTime { per_micro, micros_per }, Shape::Int64));
+    let source_time = |per_micro, micros_per| Some((Source::CommitTime { per_micro, micros_per }, Shape::Int64));
     match path {
         "op" => Some((Source::Op, Shape::String)),
         "ts_ms" => time(1, 1_000),
@@ -293,7 +293,7 @@ impl Source {
             Source::Op => text(out, op),
             Source::Constant(value) => text(out, value),
             Source::Time { per_micro, micros_per } => number(out, scaled(frame.now.0, *per_micro, *micros_per)),
-            Source::SourceTime { per_micro, micros_per } => {
+            Source::CommitTime { per_micro, micros_per } => {
                 number(out, scaled(frame.info.committed.0, *per_micro, *micros_per));
             }
             Source::Lsn => number(out, Some(frame.info.lsn.0.cast_signed())),
