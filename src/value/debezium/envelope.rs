@@ -7,13 +7,16 @@ use std::io::Write as _;
 
 use super::EncodeError;
 use super::out::{Label, Out};
-use super::schema::{Schema, Shape};
 use super::shape::Origin;
 use super::table::{Image, Table};
 use crate::catalog::TableName;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 use crate::tuple::Cell;
+
+mod schema;
+
+pub(super) use schema::schema;
 
 /// A change of one row, or of a whole table. `R` is a row's cells in the columns' order, [`crate::tuple::Cells`] or any other
 /// iterator that can be cloned.
@@ -59,7 +62,7 @@ pub enum Snapshot {
 
 impl Snapshot {
     /// Debezium's names, in its order.
-    pub(super) const NAMES: &str = "true,first,first_in_data_collection,last_in_data_collection,last,false,incremental";
+    const NAMES: &str = "true,first,first_in_data_collection,last_in_data_collection,last,false,incremental";
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -320,58 +323,4 @@ fn compose<O: Out>(out: &mut O, write: impl FnOnce(&mut Vec<u8>) -> std::io::Res
         Ok(())
     });
     composed.expect("nothing else can fail");
-}
-
-/// The envelope's schema around the row's, whose name is set already.
-pub(super) fn schema(name: String, row: Schema) -> Schema {
-    let int64 = || Schema::from(Shape::Int64);
-    let row = row.optional();
-    let fields = [
-        ("before", row.clone()),
-        ("after", row),
-        ("source", source_schema()),
-        ("transaction", transaction_schema().optional()),
-        ("op", Schema::from(Shape::String)),
-        ("ts_ms", int64().optional()),
-        ("ts_us", int64().optional()),
-        ("ts_ns", int64().optional()),
-    ];
-    Schema { name: Some(name), ..Schema::structure(fields).version(2) }
-}
-
-fn source_schema() -> Schema {
-    let text = || Schema::from(Shape::String);
-    let int64 = || Schema::from(Shape::Int64);
-    let snapshot = Schema {
-        default: Some("false"),
-        ..Schema::named(Shape::String, "io.debezium.data.Enum").parameter("allowed", Snapshot::NAMES).optional()
-    };
-    let fields = [
-        ("version", text()),
-        ("connector", text()),
-        ("name", text()),
-        ("ts_ms", int64()),
-        ("snapshot", snapshot),
-        ("db", text()),
-        ("sequence", text().optional()),
-        ("ts_us", int64().optional()),
-        ("ts_ns", int64().optional()),
-        ("schema", text()),
-        ("table", text()),
-        ("txId", int64().optional()),
-        ("lsn", int64().optional()),
-        ("xmin", int64().optional()),
-        ("origin", text().optional()),
-        ("origin_lsn", int64().optional()),
-    ];
-    Schema { name: Some("io.debezium.connector.postgresql.Source".to_owned()), ..Schema::structure(fields).version(1) }
-}
-
-fn transaction_schema() -> Schema {
-    let fields = [
-        ("id", Schema::from(Shape::String)),
-        ("total_order", Schema::from(Shape::Int64)),
-        ("data_collection_order", Schema::from(Shape::Int64)),
-    ];
-    Schema { name: Some("event.block".to_owned()), ..Schema::structure(fields).version(1) }
 }

@@ -1,8 +1,9 @@
 //! Messages that are of no row: where transactions begin and end, and heartbeats.
 
-use std::io::Write as _;
-
-use super::out::quote;
+use super::avro::Avro;
+use super::envelope::transaction_id_text;
+use super::json::Json;
+use super::out::{Label, Out};
 use super::schema::{Schema, Shape};
 use super::shape::wrapper;
 use crate::checkpoint::UnixMicros;
@@ -18,113 +19,194 @@ pub enum Boundary<'a> {
     },
 }
 
-/// Messages of a source, without or with Connect's schemas.
-pub struct Messages {
-    schemas: Option<Schemas>,
+/// How messages are encoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Encoding {
+    /// `schemas` as in [`Options`](super::Options).
+    Json { schemas: bool },
+    /// The datum alone, as of [`AvroShape`](super::AvroShape).
+    Avro,
 }
 
-struct Schemas {
-    transaction_key: Vec<u8>,
-    transaction_value: Vec<u8>,
-    heartbeat_key: Vec<u8>,
-    heartbeat_value: Vec<u8>,
+/// One of the four messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Message {
+    TransactionKey,
+    TransactionValue,
+    HeartbeatKey,
+    HeartbeatValue,
+}
+
+impl Message {
+    fn schema(self) -> Schema {
+        match self {
+            Message::TransactionKey => common("TransactionMetadataKey", [("id", Schema::from(Shape::String))]),
+            Message::TransactionValue => transaction_value_schema(),
+            Message::HeartbeatKey => common("ServerNameKey", [("serverName", Schema::from(Shape::String))]),
+            Message::HeartbeatValue => common("Heartbeat", [("ts_ms", Schema::from(Shape::Int64))]),
+        }
+    }
+}
+
+/// Writes the messages of a source.
+pub struct Messages {
+    encoding: Encoding,
+    /// By [`Message`]; what stands before each where schemas are sent.
+    prefixes: [Vec<u8>; 4],
+    labels: Labels,
+}
+
+struct Labels {
+    status: Label,
+    id: Label,
+    event_count: Label,
+    data_collections: Label,
+    data_collection: Label,
+    ts_ms: Label,
+    server_name: Label,
 }
 
 impl Messages {
-    pub fn new(schemas: bool) -> Messages {
-        Messages {
-            schemas: schemas.then(|| Schemas {
-                transaction_key: wrapper(&transaction_key_schema()),
-                transaction_value: wrapper(&transaction_value_schema()),
-                heartbeat_key: wrapper(&heartbeat_key_schema()),
-                heartbeat_value: wrapper(&heartbeat_value_schema()),
-            }),
-        }
+    pub fn new(encoding: Encoding) -> Messages {
+        let all = [Message::TransactionKey, Message::TransactionValue, Message::HeartbeatKey, Message::HeartbeatValue];
+        let prefix = |message: Message| match encoding {
+            Encoding::Json { schemas: true } => wrapper(&message.schema()),
+            Encoding::Json { schemas: false } | Encoding::Avro => Vec::new(),
+        };
+        let labels = Labels {
+            status: Label::new("status"),
+            id: Label::new("id"),
+            event_count: Label::new("event_count"),
+            data_collections: Label::new("data_collections"),
+            data_collection: Label::new("data_collection"),
+            ts_ms: Label::new("ts_ms"),
+            server_name: Label::new("serverName"),
+        };
+        Messages { encoding, prefixes: all.map(prefix), labels }
+    }
+
+    /// The schema to register for a message in Avro.
+    pub fn avro_schema(message: Message) -> String {
+        super::avro::schema::text(&message.schema())
     }
 
     /// Appends the key of a boundary's message.
     pub fn transaction_key(&self, out: &mut Vec<u8>, xid: u32, lsn: Lsn) {
-        self.wrapped(
-            out,
-            |schemas| &schemas.transaction_key,
-            |out| push(out, format_args!(r#"{{"id":"{xid}:{}"}}"#, lsn.0)),
-        );
+        self.write(out, Message::TransactionKey, &Fields { xid, lsn, ..Fields::of(&self.labels) });
     }
 
     /// Appends the value of a boundary's message; `lsn` is the boundary's own.
     pub fn transaction_value(&self, out: &mut Vec<u8>, xid: u32, lsn: Lsn, at: UnixMicros, boundary: &Boundary<'_>) {
-        self.wrapped(
-            out,
-            |schemas| &schemas.transaction_value,
-            |out| {
-                let status = match boundary {
-                    Boundary::Begin => "BEGIN",
-                    Boundary::End { .. } => "END",
-                };
-                push(out, format_args!(r#"{{"status":"{status}","id":"{xid}:{}","event_count":"#, lsn.0));
-                match boundary {
-                    Boundary::Begin => push(out, format_args!(r#"null,"data_collections":null"#)),
-                    Boundary::End { tables } => {
-                        let count: u64 = tables.iter().map(|(_, count)| count).sum();
-                        push(out, format_args!(r#"{count},"data_collections":["#));
-                        for (place, (table, count)) in tables.iter().enumerate() {
-                            out.extend_from_slice(if place == 0 { b"{" } else { b",{" });
-                            out.extend_from_slice(b"\"data_collection\":");
-                            quote(out, table.as_bytes());
-                            push(out, format_args!(r#","event_count":{count}}}"#));
-                        }
-                        out.push(b']');
-                    }
-                }
-                push(out, format_args!(r#","ts_ms":{}}}"#, at.0.div_euclid(1_000)));
-            },
-        );
+        let fields = Fields { xid, lsn, at, boundary: *boundary, ..Fields::of(&self.labels) };
+        self.write(out, Message::TransactionValue, &fields);
     }
 
     /// Appends the key of a heartbeat: the source's logical name.
     pub fn heartbeat_key(&self, out: &mut Vec<u8>, name: &str) {
-        self.wrapped(
-            out,
-            |schemas| &schemas.heartbeat_key,
-            |out| {
-                out.extend_from_slice(b"{\"serverName\":");
-                quote(out, name.as_bytes());
-                out.push(b'}');
-            },
-        );
+        self.write(out, Message::HeartbeatKey, &Fields { name, ..Fields::of(&self.labels) });
     }
 
     /// Appends the value of a heartbeat.
     pub fn heartbeat_value(&self, out: &mut Vec<u8>, now: UnixMicros) {
-        let millis = now.0.div_euclid(1_000);
-        self.wrapped(out, |schemas| &schemas.heartbeat_value, |out| push(out, format_args!(r#"{{"ts_ms":{millis}}}"#)));
+        self.write(out, Message::HeartbeatValue, &Fields { at: now, ..Fields::of(&self.labels) });
     }
 
-    fn wrapped(&self, out: &mut Vec<u8>, schema: impl FnOnce(&Schemas) -> &Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-        match &self.schemas {
-            None => write(out),
-            Some(schemas) => {
-                out.extend_from_slice(schema(schemas));
-                write(out);
+    fn write(&self, out: &mut Vec<u8>, message: Message, fields: &Fields<'_>) {
+        match self.encoding {
+            Encoding::Avro => fields.write(&mut Avro::new(out), message),
+            Encoding::Json { schemas: false } => fields.write(&mut Json::<false> { out }, message),
+            Encoding::Json { schemas: true } => {
+                out.extend_from_slice(&self.prefixes[message as usize]);
+                fields.write(&mut Json::<true> { out }, message);
                 out.push(b'}');
             }
         }
     }
 }
 
-fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("writing to memory cannot fail");
+/// What a message says; of each, only some.
+struct Fields<'a> {
+    labels: &'a Labels,
+    xid: u32,
+    lsn: Lsn,
+    at: UnixMicros,
+    boundary: Boundary<'a>,
+    name: &'a str,
+}
+
+impl<'a> Fields<'a> {
+    fn of(labels: &'a Labels) -> Fields<'a> {
+        Fields { labels, xid: 0, lsn: Lsn::ZERO, at: UnixMicros(0), boundary: Boundary::Begin, name: "" }
+    }
+
+    fn write<O: Out>(&self, out: &mut O, message: Message) {
+        out.begin_struct();
+        match message {
+            Message::TransactionKey => self.write_id(out),
+            Message::TransactionValue => self.write_boundary(out),
+            Message::HeartbeatKey => {
+                out.field(&self.labels.server_name);
+                out.text(self.name.as_bytes());
+            }
+            Message::HeartbeatValue => self.write_time(out),
+        }
+        out.end_struct();
+    }
+
+    fn write_id<O: Out>(&self, out: &mut O) {
+        out.field(&self.labels.id);
+        transaction_id_text(out, self.xid, self.lsn);
+    }
+
+    fn write_time<O: Out>(&self, out: &mut O) {
+        out.field(&self.labels.ts_ms);
+        out.int(self.at.0.div_euclid(1_000));
+    }
+
+    fn write_boundary<O: Out>(&self, out: &mut O) {
+        out.field(&self.labels.status);
+        out.text(match self.boundary {
+            Boundary::Begin => b"BEGIN",
+            Boundary::End { .. } => b"END",
+        });
+        self.write_id(out);
+        match self.boundary {
+            Boundary::Begin => {
+                out.field(&self.labels.event_count);
+                out.null();
+                out.field(&self.labels.data_collections);
+                out.null();
+            }
+            Boundary::End { tables } => {
+                let count: u64 = tables.iter().map(|(_, count)| count).sum();
+                out.field(&self.labels.event_count);
+                out.some();
+                out.int(count.cast_signed());
+                out.field(&self.labels.data_collections);
+                out.some();
+                out.begin_array(Some(tables.len()));
+                for (table, count) in tables {
+                    out.item();
+                    out.some();
+                    out.begin_struct();
+                    out.field(&self.labels.data_collection);
+                    out.text(table.as_bytes());
+                    out.field(&self.labels.event_count);
+                    out.int(count.cast_signed());
+                    out.end_struct();
+                }
+                out.end_array();
+            }
+        }
+        self.write_time(out);
+    }
 }
 
 fn common(name: &str, fields: impl IntoIterator<Item = (&'static str, Schema)>) -> Schema {
     Schema { name: Some(format!("io.debezium.connector.common.{name}")), ..Schema::structure(fields).version(1) }
 }
 
-pub(super) fn transaction_key_schema() -> Schema {
-    common("TransactionMetadataKey", [("id", Schema::from(Shape::String))])
-}
-
-pub(super) fn transaction_value_schema() -> Schema {
+fn transaction_value_schema() -> Schema {
     let int64 = || Schema::from(Shape::Int64);
     let text = || Schema::from(Shape::String);
     let table = Schema {
@@ -141,14 +223,6 @@ pub(super) fn transaction_value_schema() -> Schema {
     common("TransactionMetadataValue", fields)
 }
 
-pub(super) fn heartbeat_key_schema() -> Schema {
-    common("ServerNameKey", [("serverName", Schema::from(Shape::String))])
-}
-
-pub(super) fn heartbeat_value_schema() -> Schema {
-    common("Heartbeat", [("ts_ms", Schema::from(Shape::Int64))])
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -157,7 +231,7 @@ mod tests {
 
     fn written(schemas: bool, write: impl FnOnce(&Messages, &mut Vec<u8>)) -> Value {
         let mut out = Vec::new();
-        write(&Messages::new(schemas), &mut out);
+        write(&Messages::new(Encoding::Json { schemas }), &mut out);
         serde_json::from_slice(&out).expect("JSON")
     }
 
@@ -200,6 +274,26 @@ mod tests {
         assert_eq!(key, json!({"serverName": "fulfillment"}));
         let value = written(false, |messages, out| messages.heartbeat_value(out, UnixMicros(1_999)));
         assert_eq!(value, json!({"ts_ms": 1}));
+    }
+
+    #[test]
+    fn avro_has_its_schema_beside_it() {
+        let messages = Messages::new(Encoding::Avro);
+        let mut out = Vec::new();
+        messages.heartbeat_key(&mut out, "ab");
+        assert_eq!(out, b"\x04ab");
+        let schema = concat!(
+            r#"{"type":"record","name":"ServerNameKey","namespace":"io.debezium.connector.common","#,
+            r#""fields":[{"name":"serverName","type":"string"}],"connect.version":1,"#,
+            r#""connect.name":"io.debezium.connector.common.ServerNameKey"}"#,
+        );
+        assert_eq!(Messages::avro_schema(Message::HeartbeatKey), schema);
+        out.clear();
+        let tables = [("s.a".to_owned(), 1)];
+        messages.transaction_value(&mut out, 7, Lsn(8), UnixMicros(1_000), &Boundary::End { tables: &tables });
+        // Text; optional: a count, and an array of one optional pair; the time.
+        assert_eq!(out, b"\x06END\x067:8\x02\x02\x02\x02\x02\x06s.a\x02\x00\x02");
+        assert!(Messages::avro_schema(Message::TransactionValue).contains(r#""items":["null",{"type":"record""#));
     }
 
     #[test]

@@ -17,10 +17,12 @@
 use crate::tuple::Cell;
 
 mod avro;
+mod bytes;
 mod column;
 mod decimal;
 mod envelope;
 mod flat;
+mod json;
 mod messages;
 mod names;
 mod nested;
@@ -39,7 +41,7 @@ pub use avro::AvroShape;
 pub use column::Column;
 pub use envelope::{Change, Old, Order, Snapshot, SourceInfo};
 pub use flat::{DeleteHandling, Flat, FlatOptions, FlatShape};
-pub use messages::{Boundary, Messages};
+pub use messages::{Boundary, Encoding, Message, Messages};
 pub use names::{avro_name, heartbeat_topic, table_topic, topic_name, transaction_topic};
 pub use options::{BinaryMode, DecimalMode, HstoreMode, IntervalMode, Options, PLACEHOLDER, TimePrecision};
 pub use shape::{Origin, ShapeError, TableShape};

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
+use super::json::Json;
 use super::options::HstoreMode;
-use super::out::{Json, Out};
+use super::out::Out;
 use super::value::{ArrayKind, Common, parse, write_text};
 use super::{ValueError, text_of};
 use crate::tuple::Cell;

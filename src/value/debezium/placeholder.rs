@@ -7,9 +7,10 @@
 use md5::{Digest as _, Md5};
 
 use super::ValueError;
+use super::bytes::write_raw_bytes;
 use super::options::{BinaryMode, HstoreMode};
 use super::out::Out;
-use super::value::{ArrayKind, Common, Kind, Placeholder, write_raw_bytes};
+use super::value::{ArrayKind, Common, Kind, Placeholder};
 
 impl Kind {
     /// Writes the placeholder.
@@ -29,7 +30,7 @@ impl Kind {
             Kind::Opaque(mode) => write_raw_bytes(out, *mode, text)?,
             Kind::Hstore(HstoreMode::Map) => write_pair(out, text),
             Kind::Hstore(HstoreMode::Json) => out.composed_text(|buffer| {
-                write_pair(&mut super::out::Json::<false> { out: buffer }, text);
+                write_pair(&mut super::json::Json::<false> { out: buffer }, text);
                 Ok(())
             })?,
             Kind::Array(array) => write_array(out, array, common)?,

@@ -1,6 +1,6 @@
 //! Kafka Connect's schemas: what Debezium says of a value beside the value, and how `JsonConverter` writes it.
 
-use super::out::quote;
+use super::json::quote;
 
 /// Type, and what is said of it. Debezium's own ("semantic") types are such types with a name.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,9 +3,9 @@
 use super::EncodeError;
 use super::column::Column;
 use super::envelope::{self, Change, Envelope, Frame, Old, Order, SourceInfo};
+use super::json::Json;
 use super::names::topic_name;
 use super::options::Options;
-use super::out::Json;
 use super::schema::Schema;
 use super::table::{Image, Table};
 use crate::catalog::TableName;

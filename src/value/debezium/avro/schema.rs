@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use crate::value::debezium::out::quote;
+use crate::value::debezium::json::quote;
 use crate::value::debezium::schema::{Schema, Shape};
 
 /// Name of a struct that has none.
