@@ -16,7 +16,7 @@ use rdkafka::config::ClientConfig;
 use super::certificates::Certificates;
 use super::cluster::{free_port, last_lines};
 use super::process;
-use super::scratch::Scratch;
+use super::scratch::{self, Scratch};
 use super::wait::{Look, eventually_blocking};
 
 /// A cold JVM on a busy machine takes its time.
@@ -26,6 +26,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// The user that a secured listener knows, by PLAIN and by SCRAM-SHA-512.
 pub const USER: &str = "tailwater";
 pub const PASSWORD: &str = "s3cret-of-kafka";
+
+/// As `kafka.jars` has it; names the template of a data directory.
+const VERSION: &str = "4.3.1";
 
 /// The last thing a server says of its start.
 const STARTED: &str = "Kafka Server started";
@@ -48,6 +51,9 @@ const PROPERTIES: &[(&str, &str)] = &[
     ("share.coordinator.state.topic.min.isr", "1"),
     ("group.initial.rebalance.delay.ms", "0"),
     ("transaction.abort.timed.out.transaction.cleanup.interval.ms", "200"),
+    // A killed broker is let in again when its last session is over.
+    ("broker.session.timeout.ms", "3000"),
+    ("broker.heartbeat.interval.ms", "500"),
     ("num.network.threads", "2"),
     ("num.io.threads", "2"),
     ("num.replica.fetchers", "1"),
@@ -161,8 +167,25 @@ impl Kafka {
         ))
     }
 
-    /// Makes the data directory what a node of a new cluster begins with.
+    /// Makes the data directory what a node of a new cluster begins with: a copy of one that was made once, as that takes
+    /// a JVM of its own. With a user to know it is made anew.
     fn format(&self) -> Result<()> {
+        let data = self.scratch.path().join("data");
+        let template = scratch::kept()?.join(format!("kafka-{VERSION}"));
+        if self.options.certificates.is_some() {
+            return self.format_anew();
+        }
+        if !template.exists() {
+            self.format_anew()?;
+            let partial = template.with_extension(std::process::id().to_string());
+            copy_files(&data, &partial)?;
+            // Another run may have been faster; what it made is as good.
+            return fs::rename(&partial, &template).or_else(|_| Ok(fs::remove_dir_all(&partial)?));
+        }
+        copy_files(&template, &data)
+    }
+
+    fn format_anew(&self) -> Result<()> {
         let mut command = java()?;
         command.arg("kafka.tools.StorageTool").args(["format", "--cluster-id", "AAAAAAAAAAAAAAAAAAAAAQ", "--config"]);
         command.arg(self.properties());
@@ -267,6 +290,16 @@ impl Kafka {
         self.tool("org.apache.kafka.tools.AclCommand", &args).map(drop)
     }
 
+    /// Sends records by Kafka's own producer, keys and values of text; it picks the partitions.
+    pub fn produce(&self, topic: &str, records: &[(String, String)]) -> Result<()> {
+        let lines = self.scratch.path().join("lines");
+        fs::write(&lines, records.iter().map(|(key, value)| format!("{key}\t{value}\n")).collect::<String>())?;
+        let mut command = java()?;
+        command.arg("org.apache.kafka.tools.ConsoleProducer").args(["--bootstrap-server", &self.bootstrap()]);
+        command.args(["--topic", topic, "--reader-property", "parse.key=true"]);
+        process::run(command.stdin(File::open(&lines)?).current_dir(self.scratch.path())).map(drop)
+    }
+
     /// Runs one of Kafka's own tools to its end.
     pub fn tool(&self, class: &str, args: &[&str]) -> Result<String> {
         process::run(java()?.arg(class).args(args).current_dir(self.scratch.path()))
@@ -292,6 +325,15 @@ impl Drop for Kafka {
         eprintln!("--- last lines of Kafka's log\n{}", last_lines(&self.log(), 15));
         self.kill9();
     }
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for file in fs::read_dir(from)? {
+        let file = file?;
+        fs::copy(file.path(), to.join(file.file_name()))?;
+    }
+    Ok(())
 }
 
 /// A JVM with Kafka's jars, still without a class to run.

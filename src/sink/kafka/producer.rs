@@ -146,7 +146,8 @@ impl Producer {
         }
     }
 
-    /// Waits until every record is delivered, then commits. On success all of them are durable and visible, together.
+    /// Waits until every record is delivered, then commits. On success all of them are durable, and readers are
+    /// shown all or none; the brokers mark them as committed right after they have answered.
     ///
     /// # Errors
     /// As long as [`Producer::is_usable`], nothing was committed, and [`Producer::abort`] is next. Else it is not known
@@ -169,6 +170,10 @@ impl Producer {
 
     /// Gives up every record since [`Producer::begin`]. After that the producer may be of no more use: see
     /// [`Producer::is_usable`].
+    ///
+    /// # Errors
+    /// Also if the brokers were not told yet of a transaction that was just begun: they then know none to abort. Connect
+    /// anew, which aborts as well.
     pub async fn abort(&mut self) -> Result<(), KafkaFailure> {
         if self.state == State::Ready {
             return Ok(());

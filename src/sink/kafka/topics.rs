@@ -203,6 +203,8 @@ fn read_to_end(
             Some(Ok(record)) => record,
             // Nothing that can be shown is left; records of aborted transactions and their marks were passed over.
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(rows),
+            // librdkafka has no reader without a group, and looks for its coordinator; no right to one is needed.
+            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::GroupAuthorizationFailed))) => continue,
             Some(Err(error)) => match failed(&error) {
                 KafkaFailure::Transient { .. } if Instant::now() < until => continue,
                 failure => return Err(failure),
