@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::build::Build;
 use super::{ClickHouseTable, DELETED_COLUMN, LiveClickHouse, VERSION_COLUMN};
+use crate::catalog::ReplicaIdentity;
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::draft::{Draft, DraftColumn, DraftFrom};
 use crate::mapping::plan::{Mode, Plan, ViewPlan};
@@ -26,6 +27,7 @@ pub(in crate::mapping) fn plan(
         check.engine(table);
         check.columns(table);
         check.key(table);
+        check.filter();
         check.deleted_column(table);
         (!check.found.has_errors()).then(|| Build::plan(draft, ends, table))
     });
@@ -178,6 +180,23 @@ impl Check<'_, '_> {
                     format!("key column \"{name}\" is {column_type}: equal keys may not be found to be equal");
                 self.report(&draft.key_span, Finding::error("bad-key", message));
             }
+        }
+    }
+
+    /// Whether a row matches is decided before what it lacks is read from the target.
+    fn filter(&mut self) {
+        let draft = self.draft;
+        let (Some(filter), false) = (&draft.mapping.filter, draft.table.replica_identity == ReplicaIdentity::Full)
+        else {
+            return;
+        };
+        for read in draft.filter_reads.iter().filter(|read| read.toastable) {
+            let message = format!(
+                "\"where\" reads \"{}\", which may be large, and then an update that leaves it alone does not send it",
+                read.name
+            );
+            let hint = format!("run `ALTER TABLE {} REPLICA IDENTITY FULL` at the source.", draft.table.name.quoted());
+            self.report(&filter.span, Finding::error("toast-unsent", message).hint(hint));
         }
     }
 

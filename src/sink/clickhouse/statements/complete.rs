@@ -6,7 +6,8 @@
 //! before its tombstone is written, or another row, where it was.
 //!
 //! A row that stands nowhere is left out if one of its places holds what is newer than the row: an earlier try went beyond
-//! it, to where it is gone. Without that sign the target lacks what it should hold.
+//! it, to where it is gone. So is one that does not match `where`. Else the target lacks what it should hold; a row that comes
+//! to match is among these, since nobody has the values that the source left unsent.
 
 use super::{Writer, kept_or_key};
 use crate::mapping::clickhouse::{DELETED_COLUMN, VERSION_COLUMN};
@@ -34,6 +35,7 @@ pub enum Places {
 #[derive(Debug)]
 pub struct Complete {
     select: String,
+    has_filter: bool,
     /// Of a row's places the one where it stands, or else the one with the newest version.
     pick: String,
 }
@@ -43,9 +45,9 @@ impl Complete {
         let pick = if places == Places::Several { &self.pick } else { "" };
         // The condition may be looked at for rows that another one has left out, and so holds both.
         let stands = match missing {
-            Missing::Passes => "`_stands`",
-            Missing::Fails => {
-                "if(`_stands`, 1, throwIf(`_is_new` AND NOT `_stands` AND NOT `_is_past`, \
+            Missing::Passes if !self.has_filter => "`_stands`",
+            Missing::Passes | Missing::Fails => {
+                "if(`_stands`, 1, throwIf(`_is_new` AND NOT `_stands` AND NOT `_is_past` AND NOT `_filtered`, \
                  'a row that the source changed is missing in the target'))"
             }
         };
@@ -80,6 +82,7 @@ impl Writer<'_> {
         let (mark_column, mark) = self.mark("false");
         let listed = |names: Vec<String>| names.join(", ");
         Complete {
+            has_filter: plan.filter.is_some(),
             select: format!(
                 "INSERT INTO {} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) \
                  SELECT {}{mark}, `_at_last`, `_filtered` FROM (SELECT {}, {}, s.{VERSION_COLUMN} AS `_at_last`, \
