@@ -203,9 +203,12 @@ async fn open_clickhouse(end: &End, address: Address, topology: Topology) -> Res
     };
     opened.await.map_err(|error| {
         let finding = Finding::error("unreachable", format!("{end} at {place} does not let us in: {error}"));
-        let finding = match error.retry() {
-            Retry::Backoff => finding.hint("Is the server up, and is this its HTTP interface?"),
-            Retry::Never => finding.hint("Check user, password and grants; `deploy/grants` has the roles."),
+        let finding = match (&error, error.retry()) {
+            (ClickHouseError::Tls(_), _) => finding.hint(
+                "Is this its HTTPS interface, is `sslrootcert` its authority, and is its certificate for this name?",
+            ),
+            (_, Retry::Backoff) => finding.hint("Is the server up, and is this its HTTP interface?"),
+            (_, Retry::Never) => finding.hint("Check user, password and grants; `deploy/grants` has the roles."),
         };
         Missed { finding, retry: error.retry() }
     })

@@ -89,15 +89,19 @@ impl ClickHouseChecker {
         }
     }
 
+    pub fn tally(&self) -> Tally {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Watch { looks, compared, ahead, confirmations, .. } = &*self.watch;
+        Tally { looks: of(looks), compared: of(compared), ahead: of(ahead), confirmations: of(confirmations) }
+    }
+
     pub async fn stop(mut self) -> Result<Tally> {
         self.watch.stop.store(true, Ordering::Relaxed);
         for task in self.tasks.drain(..) {
             task.await.context("a checker panicked")?;
         }
         self.verdict()?;
-        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Watch { looks, compared, ahead, confirmations, .. } = &*self.watch;
-        Ok(Tally { looks: of(looks), compared: of(compared), ahead: of(ahead), confirmations: of(confirmations) })
+        Ok(self.tally())
     }
 }
 

@@ -15,6 +15,9 @@ pub enum ClickHouseError {
     /// The server is not reached, or the connection broke. Whether a statement under way was carried out is not known.
     #[error("{0}")]
     Connection(String),
+    /// Whoever answers does not speak TLS, or is not believed.
+    #[error("{0}")]
+    Tls(String),
     /// Whether the statement was or will be carried out is not known.
     #[error("no answer within {0:?}")]
     Timeout(std::time::Duration),
@@ -124,9 +127,10 @@ impl ClickHouseError {
     pub fn retry(&self) -> Retry {
         match self {
             ClickHouseError::Server(exception) => by_code(exception.code),
-            ClickHouseError::Connection(_) | ClickHouseError::Timeout(_) | ClickHouseError::Written { .. } => {
-                Retry::Backoff
-            }
+            ClickHouseError::Connection(_)
+            | ClickHouseError::Tls(_)
+            | ClickHouseError::Timeout(_)
+            | ClickHouseError::Written { .. } => Retry::Backoff,
             ClickHouseError::Settings(_) | ClickHouseError::Answer(_) => Retry::Never,
         }
     }

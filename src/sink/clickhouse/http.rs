@@ -225,7 +225,15 @@ impl Client {
     async fn connect(&self) -> Result<Line, ClickHouseError> {
         let (host, port) = (self.address.host.as_str(), self.address.port);
         let failed = |error: io::Error| {
-            ClickHouseError::Connection(format!("cannot connect to \"{host}\" port {port}: {}", reason(&error)))
+            let cannot = format!("cannot connect to \"{host}\" port {port}");
+            match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                // What came back is none of its messages.
+                Some(rustls::Error::InvalidMessage(_)) => {
+                    ClickHouseError::Tls(format!("{cannot}: it does not speak TLS"))
+                }
+                Some(error) => ClickHouseError::Tls(format!("{cannot}: {error}")),
+                None => ClickHouseError::Connection(format!("{cannot}: {}", error.kind())),
+            }
         };
         let opened = async {
             let stream = TcpStream::connect((host, port)).await.map_err(failed)?;
@@ -283,15 +291,6 @@ impl Line {
 /// hyper's texts speak of the protocol only.
 fn broken(error: &hyper::Error) -> ClickHouseError {
     ClickHouseError::Connection(format!("the connection to ClickHouse broke: {error}"))
-}
-
-fn reason(error: &io::Error) -> String {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        // What came back is none of its messages.
-        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
-        Some(error) => error.to_string(),
-        None => error.kind().to_string(),
-    }
 }
 
 impl Answer {
