@@ -69,6 +69,9 @@ fn with_text<O: Out, T>(
     }
 }
 
+/// Digits are taken nine at a time.
+const GROUP: u32 = 1_000_000_000;
+
 /// A number without its point, of any length: 128 bits, and more only where they do not do.
 struct Unscaled {
     is_negative: bool,
@@ -83,22 +86,30 @@ impl Unscaled {
         let kept = &digits.fraction[..digits.fraction.len().min(scale)];
         let zeros = std::iter::repeat_n(&b'0', scale - kept.len());
         let mut unscaled = Unscaled { is_negative: digits.is_negative, low: 0, wide: None };
+        let (mut group, mut factor) = (0, 1);
         for digit in digits.whole.iter().chain(kept).chain(zeros) {
-            unscaled.append(u32::from(digit - b'0'));
+            group = group * 10 + u32::from(digit - b'0');
+            factor *= 10;
+            if factor == GROUP {
+                unscaled.append(factor, group);
+                (group, factor) = (0, 1);
+            }
         }
+        unscaled.append(factor, group);
         unscaled
     }
 
-    fn append(&mut self, digit: u32) {
+    /// Makes it `factor` times as large and `group` more.
+    fn append(&mut self, factor: u32, group: u32) {
         if let Some(words) = &mut self.wide {
-            append_wide(words, digit);
+            append_wide(words, factor, group);
             return;
         }
-        match self.low.checked_mul(10).and_then(|number| number.checked_add(digit.into())) {
+        match self.low.checked_mul(factor.into()).and_then(|number| number.checked_add(group.into())) {
             Some(number) => self.low = number,
             None => {
                 let mut words: Vec<u32> = (0..4).map(|place| (self.low >> (32 * place)) as u32).collect();
-                append_wide(&mut words, digit);
+                append_wide(&mut words, factor, group);
                 self.wide = Some(words);
             }
         }
@@ -128,10 +139,10 @@ impl Unscaled {
     }
 }
 
-fn append_wide(words: &mut Vec<u32>, digit: u32) {
-    let mut carry = u64::from(digit);
+fn append_wide(words: &mut Vec<u32>, factor: u32, group: u32) {
+    let mut carry = u64::from(group);
     for word in words.iter_mut() {
-        let product = u64::from(*word) * 10 + carry;
+        let product = u64::from(*word) * u64::from(factor) + carry;
         *word = product as u32;
         carry = product >> 32;
     }

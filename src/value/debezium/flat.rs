@@ -72,7 +72,7 @@ pub enum Flat {
 
 /// A field about the change.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Source {
+enum Fact {
     Op,
     /// Of the event, in units of so many to the second.
     Time {
@@ -96,7 +96,7 @@ enum Source {
 
 struct Added {
     label: Label,
-    source: Source,
+    fact: Fact,
 }
 
 /// How a table's changes become rows in JSON.
@@ -126,10 +126,9 @@ impl FlatShape {
             fields.push(("__deleted".to_owned(), Schema::from(Shape::String).optional()));
         }
         for path in &flat.add_fields {
-            let (source, shape) =
-                source_of(path, origin, table_name).ok_or_else(|| ShapeError::NoField(path.clone()))?;
+            let (fact, shape) = source_of(path, origin, table_name).ok_or_else(|| ShapeError::NoField(path.clone()))?;
             let name = format!("{}{}", flat.add_fields_prefix, path.replace('.', "_"));
-            added.push(Added { label: Label::new(&name), source });
+            added.push(Added { label: Label::new(&name), fact });
             fields.push((name, Schema::from(shape).optional()));
         }
         let schemas = options.schemas.then(|| {
@@ -237,7 +236,7 @@ impl FlatShape {
         }
         for added in &self.added {
             out.field(&added.label);
-            added.source.write(out, op, frame);
+            added.fact.write(out, op, frame);
         }
         out.end_struct();
         Ok(())
@@ -245,18 +244,18 @@ impl FlatShape {
 }
 
 /// The field that a path names, and its type.
-fn source_of(path: &str, origin: &Origin<'_>, table: &TableName) -> Option<(Source, Shape)> {
-    let constant = |text: &str| Some((Source::Constant(text.to_owned()), Shape::String));
-    let time = |per_micro, micros_per| Some((Source::Time { per_micro, micros_per }, Shape::Int64));
-    let source_time = |per_micro, micros_per| Some((Source::CommitTime { per_micro, micros_per }, Shape::Int64));
+fn source_of(path: &str, origin: &Origin<'_>, table: &TableName) -> Option<(Fact, Shape)> {
+    let constant = |text: &str| Some((Fact::Constant(text.to_owned()), Shape::String));
+    let time = |per_micro, micros_per| Some((Fact::Time { per_micro, micros_per }, Shape::Int64));
+    let source_time = |per_micro, micros_per| Some((Fact::CommitTime { per_micro, micros_per }, Shape::Int64));
     match path {
-        "op" => Some((Source::Op, Shape::String)),
+        "op" => Some((Fact::Op, Shape::String)),
         "ts_ms" => time(1, 1_000),
         "ts_us" => time(1, 1),
         "ts_ns" => time(1_000, 1),
-        "id" | "transaction.id" => Some((Source::TransactionId, Shape::String)),
-        "total_order" | "transaction.total_order" => Some((Source::TotalOrder, Shape::Int64)),
-        "data_collection_order" | "transaction.data_collection_order" => Some((Source::TableOrder, Shape::Int64)),
+        "id" | "transaction.id" => Some((Fact::TransactionId, Shape::String)),
+        "total_order" | "transaction.total_order" => Some((Fact::TotalOrder, Shape::Int64)),
+        "data_collection_order" | "transaction.data_collection_order" => Some((Fact::TableOrder, Shape::Int64)),
         "source.ts_ms" => source_time(1, 1_000),
         "source.ts_us" => source_time(1, 1),
         "source.ts_ns" => source_time(1_000, 1),
@@ -267,16 +266,16 @@ fn source_of(path: &str, origin: &Origin<'_>, table: &TableName) -> Option<(Sour
             "db" => constant(origin.database),
             "schema" => constant(&table.schema),
             "table" => constant(&table.name),
-            "lsn" => Some((Source::Lsn, Shape::Int64)),
-            "txId" => Some((Source::Xid, Shape::Int64)),
-            "snapshot" => Some((Source::Snapshot, Shape::String)),
-            "sequence" => Some((Source::Sequence, Shape::String)),
+            "lsn" => Some((Fact::Lsn, Shape::Int64)),
+            "txId" => Some((Fact::Xid, Shape::Int64)),
+            "snapshot" => Some((Fact::Snapshot, Shape::String)),
+            "sequence" => Some((Fact::Sequence, Shape::String)),
             _ => None,
         },
     }
 }
 
-impl Source {
+impl Fact {
     fn write<O: Out>(&self, out: &mut O, op: &str, frame: &Frame) {
         let number = |out: &mut O, value: Option<i64>| match value {
             None => out.null(),
@@ -291,28 +290,28 @@ impl Source {
         };
         let scaled = |micros: i64, per_micro, micros_per| Some(micros.saturating_mul(per_micro).div_euclid(micros_per));
         match self {
-            Source::Op => text(out, op),
-            Source::Constant(value) => text(out, value),
-            Source::Time { per_micro, micros_per } => number(out, scaled(frame.now.0, *per_micro, *micros_per)),
-            Source::CommitTime { per_micro, micros_per } => {
+            Fact::Op => text(out, op),
+            Fact::Constant(value) => text(out, value),
+            Fact::Time { per_micro, micros_per } => number(out, scaled(frame.now.0, *per_micro, *micros_per)),
+            Fact::CommitTime { per_micro, micros_per } => {
                 number(out, scaled(frame.info.committed.0, *per_micro, *micros_per));
             }
-            Source::Lsn => number(out, Some(frame.info.lsn.0.cast_signed())),
-            Source::Xid => number(out, frame.info.xid.map(i64::from)),
-            Source::Snapshot => text(out, frame.info.snapshot.name()),
-            Source::Sequence => {
+            Fact::Lsn => number(out, Some(frame.info.lsn.0.cast_signed())),
+            Fact::Xid => number(out, frame.info.xid.map(i64::from)),
+            Fact::Snapshot => text(out, frame.info.snapshot.name()),
+            Fact::Sequence => {
                 out.some();
                 sequence_text(out, &frame.info);
             }
-            Source::TransactionId => match (frame.order, frame.info.xid) {
+            Fact::TransactionId => match (frame.order, frame.info.xid) {
                 (Some(_), Some(xid)) => {
                     out.some();
                     transaction_id_text(out, xid, frame.info.lsn);
                 }
                 _ => out.null(),
             },
-            Source::TotalOrder => number(out, frame.order.map(|order| order.total.cast_signed())),
-            Source::TableOrder => number(out, frame.order.map(|order| order.in_table.cast_signed())),
+            Fact::TotalOrder => number(out, frame.order.map(|order| order.total.cast_signed())),
+            Fact::TableOrder => number(out, frame.order.map(|order| order.in_table.cast_signed())),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::value::clickhouse::types::{Form, SourceType};
 mod avro;
 mod events;
 mod flat;
+mod hostile;
 mod schemas;
 mod times;
 mod types;

@@ -56,6 +56,9 @@ fn seconds(text: &[u8]) -> Option<i64> {
     (minutes < 60 && seconds <= 60).then_some(hours * 3_600 + minutes * 60 + seconds)
 }
 
+/// More than Postgres's zones differ from Greenwich.
+const SECONDS_EAST_MAX: i64 = 7 * 86_400;
+
 /// A clock and what is left of the text from the zone's sign on, as seconds east of Greenwich.
 fn zone(text: &[u8]) -> Option<(&[u8], i64)> {
     let at = text.iter().position(|byte| matches!(byte, b'+' | b'-')).unwrap_or(text.len());
@@ -65,7 +68,7 @@ fn zone(text: &[u8]) -> Option<(&[u8], i64)> {
         Some((b'-', rest)) => -seconds(rest)?,
         Some((_, rest)) => seconds(rest)?,
     };
-    Some((clock, east))
+    (east.abs() <= SECONDS_EAST_MAX).then_some((clock, east))
 }
 
 /// `HH:MM:SS[.ffffff]±HH[:MM[:SS]]` to microseconds of the clock and seconds east of Greenwich.
