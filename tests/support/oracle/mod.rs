@@ -88,10 +88,14 @@ impl Oracle {
     /// until that is known, e.g. while the source is down.
     pub async fn digests_at(&self, end_lsn: Lsn) -> Result<Vec<Digest>> {
         let mut known = self.known.clone();
-        let enough = known.wait_for(|known| match known {
-            Known::Before(lsn) => *lsn >= end_lsn,
-            Known::Failed(_) => true,
-        });
+        // What this answers holds the channel's lock, and with a writer in line a second look would wait for ever.
+        let enough = async {
+            let enough = known.wait_for(|known| match known {
+                Known::Before(lsn) => *lsn >= end_lsn,
+                Known::Failed(_) => true,
+            });
+            enough.await.map(drop)
+        };
         let waited = tokio::time::timeout(KNOW_WITHIN, enough).await;
         if let Known::Failed(why) = &*self.known.borrow() {
             bail!("the oracle cannot read the source: {why}");
