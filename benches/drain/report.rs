@@ -86,13 +86,12 @@ pub fn drains(written: &Written<'_>, transport: Transport, drains: &[Drains]) {
     }
     let own = seconds(Way::Tailwater);
     let reading = seconds(Way::Wire);
-    println!(
-        "tailwater / native {:.2} (aim {:.2}); tailwater / reading alone {:.2} (aim {:.2})",
-        own / seconds(Way::Native),
-        backlog.aims.0,
-        own / reading,
-        backlog.aims.1
-    );
+    // Of ways that were left out there is no ratio.
+    let ratios =
+        [("native", own / seconds(Way::Native), backlog.aims.0), ("reading alone", own / reading, backlog.aims.1)];
+    for (than, ratio, aim) in ratios.into_iter().filter(|(_, ratio, _)| ratio.is_finite()) {
+        println!("tailwater / {than} {ratio:.2} (aim {aim:.2})");
+    }
 }
 
 /// What a ClickHouse server did meanwhile.

@@ -14,15 +14,12 @@ state=${TAILWATER_KAFKA_STATE:-tailwater.state}
 # The topics of the source's tables.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --topic "$topics" --resource-pattern-type prefixed
-# Checkpoints and table states: written with the changes, read at each start.
+# Checkpoints and table states: written with the changes, read at each start, by no consumer group.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Read --operation Describe --topic "$state"
 # One transactional id for a source's changes, one for its copies, one for its table states.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --transactional-id tailwater- --resource-pattern-type prefixed
-# The state topic is read without a consumer group: librdkafka still names one, and commits nothing to it.
-kafka-acls.sh "$@" --add --allow-principal "$user" \
-    --operation Read --operation Describe --group tailwater- --resource-pattern-type prefixed
 
 # Only if `tailwater setup --create-targets` runs under this user too; else make the topics beforehand.
 # kafka-acls.sh "$@" --add --allow-principal "$user" --operation Create --cluster

@@ -125,6 +125,8 @@ impl KafkaSink {
     pub async fn write_streaming(&mut self, target: &str) -> Result<(), String> {
         let tables = self.cluster.read(&self.source).await?.tables;
         let Some(mut record) = tables.get(target).cloned() else { return Err(format!("no state of {target}")) };
+        // What is open has no checkpoint yet, and must not be committed by the way.
+        assert!(!self.is_open, "a table's state is written between batches");
         record.state = crate::sink::state::TableState::Streaming;
         self.begin().await.map_err(|error| error.to_string())?;
         let key = StateKey::Table { source: self.source.clone(), target: target.to_owned() }.to_bytes();
