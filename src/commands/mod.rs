@@ -19,9 +19,9 @@ use std::process::ExitCode;
 
 use crate::cli::{Cli, Exit, Verb};
 use crate::config::Config;
-use crate::diagnostic::Findings;
-use crate::diagnostic::chain;
+use crate::diagnostic::{Findings, chain};
 use crate::journal::{JournalError, NotHeld};
+use crate::mapping::{self, MappingFile};
 
 /// Runs the command line's verb.
 pub fn dispatch(cli: &Cli) -> ExitCode {
@@ -48,6 +48,16 @@ fn load_config(cli: &Cli) -> Result<Config, Exit> {
     })?;
     show(cli, &config.warnings);
     Ok(config)
+}
+
+/// Reads the configuration and the mapping files it names, or shows what is wrong with them.
+fn load_all(cli: &Cli) -> Result<(Config, Vec<MappingFile>), Exit> {
+    let config = load_config(cli)?;
+    let files = mapping::load(&config).map_err(|findings| {
+        show(cli, &findings);
+        Exit::Usage
+    })?;
+    Ok((config, files))
 }
 
 /// Shows findings on stderr, if there are any.

@@ -1,7 +1,7 @@
 //! `tailwater schema`: the target tables that mappings ask for, and the language of mapping files.
 
 use super::live::connect_sources;
-use super::{load_config, runtime, say_raw, show};
+use super::{load_all, runtime, say_raw, show};
 use crate::cli::{Cli, Exit, Schema, SchemaOf};
 use crate::diagnostic::Finding;
 use crate::mapping::desired::{ddl, desired_tables};
@@ -21,16 +21,9 @@ pub fn run(cli: &Cli, args: &Schema) -> Exit {
 }
 
 fn print_ddl(cli: &Cli) -> Exit {
-    let config = match load_config(cli) {
-        Ok(config) => config,
+    let (config, files) = match load_all(cli) {
+        Ok(loaded) => loaded,
         Err(exit) => return exit,
-    };
-    let files = match crate::mapping::load(&config) {
-        Ok(files) => files,
-        Err(findings) => {
-            show(cli, &findings);
-            return Exit::Usage;
-        }
     };
     let ends = runtime().block_on(connect_sources(&config));
     let (desired, found) = desired_tables(&config, &files, &ends.live);

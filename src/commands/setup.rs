@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::live::{Ends, connect_all, look};
-use super::{load_config, runtime, say, show};
+use super::{load_all, runtime, say, show};
 use crate::cli::{Cli, Exit, Setup};
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings, Severity};
@@ -22,16 +22,9 @@ use crate::source::setup::SetupPlan;
 const SLOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub fn run(cli: &Cli, args: &Setup) -> Exit {
-    let config = match load_config(cli) {
-        Ok(config) => config,
+    let (config, files) = match load_all(cli) {
+        Ok(loaded) => loaded,
         Err(exit) => return exit,
-    };
-    let files = match crate::mapping::load(&config) {
-        Ok(files) => files,
-        Err(findings) => {
-            show(cli, &findings);
-            return Exit::Usage;
-        }
     };
     let findings = runtime().block_on(set_up(&config, &files, args));
     show(cli, &findings);

@@ -15,7 +15,7 @@ use crate::mapping::MappingFile;
 use crate::pgoutput::{self, Message};
 use crate::telemetry::time::format_utc;
 
-use super::{load_config, pick_source, refuse_journal, say_error, show};
+use super::{load_all, pick_source, refuse_journal, say_error};
 
 pub fn run(cli: &Cli, args: &Replay) -> Exit {
     match replay(cli, args) {
@@ -34,11 +34,7 @@ struct Asked<'a> {
 }
 
 fn replay(cli: &Cli, args: &Replay) -> Result<(), Exit> {
-    let config = load_config(cli)?;
-    let files = crate::mapping::load(&config).map_err(|findings| {
-        show(cli, &findings);
-        Exit::Usage
-    })?;
+    let (config, files) = load_all(cli)?;
     let source = pick_source(&config, args.source.as_deref())?;
     let asked = Asked { cli, args, config: &config, files: &files, source };
     asked.check_names()?;
