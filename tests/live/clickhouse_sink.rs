@@ -293,3 +293,66 @@ async fn kills_lose_and_double_nothing() -> Result<()> {
     ensure!(tally.compared > kills.into() && tally.looks > u64::from(3 * kills), "too few looks: {tally:?}");
     daemon.terminate()
 }
+
+/// A lie told by the server, what the checker says of it, and how the server tells the truth again. Lies about the position
+/// come last: what they did to the checker's past is not undone.
+const LIES: &[(&str, &str, &str)] = &[
+    (
+        "ALTER TABLE mirror.churn UPDATE number = 1 WHERE id = 7",
+        "public.churn: at",
+        "ALTER TABLE mirror.churn UPDATE number = 0 WHERE id = 7",
+    ),
+    (
+        "ALTER TABLE mirror.accounts_a UPDATE _deleted = 1 WHERE id = 3",
+        "public.accounts_a: at",
+        "ALTER TABLE mirror.accounts_a UPDATE _deleted = 0 WHERE id = 3",
+    ),
+    (
+        "INSERT INTO mirror.ledger (txn, line, _version) VALUES (77, 1, 0)",
+        "public.ledger: at",
+        "ALTER TABLE mirror.ledger DELETE WHERE txn = 77",
+    ),
+    (
+        "ALTER TABLE tailwater.checkpoint UPDATE end_lsn = end_lsn - 1 WHERE 1",
+        "",
+        "ALTER TABLE tailwater.checkpoint UPDATE end_lsn = end_lsn + 1 WHERE 1",
+    ),
+    (
+        "ALTER TABLE mirror.accounts_b DELETE WHERE id = 1",
+        "public.accounts_b: a key went back from version",
+        "SELECT 1",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checker_of_clickhouse_finds_every_lie_and_no_other() -> Result<()> {
+    let stage = Stage::bare("clickhouse-lies").await?;
+    let oracle = Arc::new(Oracle::start(&stage.source, DATABASE, TABLES).await?);
+    stage.source.execute(DATABASE, SEED_SQL).await?;
+    stage.home.setup()?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    daemon.terminate()?;
+    for (lie, finding, truth) in LIES {
+        let checker = ClickHouseChecker::start(&stage.source, &stage.server, DATABASE, &oracle);
+        eventually(SOON, "honest looks of every kind", async || {
+            let tally = checker.tally();
+            let enough = tally.compared > 2 * TABLES.len() as u64 && tally.confirmations > 2;
+            Ok(if enough { Look::Yes(()) } else { Look::NotYet(format!("{tally:?}, {:?}", checker.verdict())) })
+        })
+        .await?;
+        checker.verdict()?;
+        let at_once = |sql: &str| match sql.starts_with("ALTER") {
+            true => format!("{sql} SETTINGS mutations_sync = 2"),
+            false => sql.to_owned(),
+        };
+        stage.server.query(&at_once(lie))?;
+        let found = eventually(SOON, lie, async || {
+            Ok(checker.verdict().err().map_or(Look::NotYet("nothing found".to_owned()), Look::Yes))
+        })
+        .await?;
+        ensure!(found.to_string().contains(finding), "{lie}: {found}");
+        stage.server.query(&at_once(truth))?;
+    }
+    Ok(())
+}

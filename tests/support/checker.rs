@@ -7,18 +7,18 @@
 //!
 //! The promise begins when all tables are streaming; from then on it must hold without a gap.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use tailwater::lsn::Lsn;
-use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 use super::cluster::{Cluster, connect};
 use super::daemon::checkpoint;
 use super::oracle::{self, Oracle, digest};
+use super::watch::{Findings, Watch};
 use super::workload::{BANK_TOTAL, BANK_TOTAL_SQL};
 
 /// Looks at totals and at the slot are cheap; a whole comparison reads every table.
@@ -27,8 +27,8 @@ const COMPARE_EVERY: Duration = Duration::from_millis(100);
 const RECONNECT_EVERY: Duration = Duration::from_millis(50);
 
 pub struct Checker {
-    watch: Arc<Watch>,
-    tasks: Vec<JoinHandle<()>>,
+    pair: Arc<Pair>,
+    watch: Watch,
 }
 
 /// How often was looked.
@@ -39,90 +39,67 @@ pub struct Tally {
     pub confirmations: u64,
 }
 
-struct Watch {
+struct Pair {
     source_url: String,
     sink_url: String,
     oracle: Arc<Oracle>,
-    stop: AtomicBool,
+    findings: Arc<Findings>,
     /// All tables were seen streaming.
     armed: AtomicBool,
     totals: AtomicU64,
     comparisons: AtomicU64,
     confirmations: AtomicU64,
-    broken: Mutex<Option<String>>,
 }
 
 impl Checker {
     pub fn start(source: &Cluster, sink: &Cluster, database: &str, oracle: &Arc<Oracle>) -> Checker {
-        let watch = Arc::new(Watch {
+        let pair = Arc::new(Pair {
             source_url: source.socket_url(database),
             sink_url: sink.socket_url(database),
             oracle: Arc::clone(oracle),
-            stop: AtomicBool::new(false),
+            findings: Arc::default(),
             armed: AtomicBool::new(false),
             totals: AtomicU64::new(0),
             comparisons: AtomicU64::new(0),
             confirmations: AtomicU64::new(0),
-            broken: Mutex::new(None),
         });
         let tasks = vec![
-            tokio::spawn(Arc::clone(&watch).watch_totals()),
-            tokio::spawn(Arc::clone(&watch).watch_confirmations()),
-            tokio::spawn(Arc::clone(&watch).compare()),
+            tokio::spawn(Arc::clone(&pair).watch_totals()),
+            tokio::spawn(Arc::clone(&pair).watch_confirmations()),
+            tokio::spawn(Arc::clone(&pair).compare()),
         ];
-        Checker { watch, tasks }
+        let watch = Watch::new(&pair.findings, tasks);
+        Checker { pair, watch }
     }
 
     pub fn oracle(&self) -> &Oracle {
-        &self.watch.oracle
+        &self.pair.oracle
     }
 
     pub fn tally(&self) -> Tally {
-        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Watch { totals, comparisons, confirmations, .. } = &*self.watch;
-        Tally { totals: of(totals), comparisons: of(comparisons), confirmations: of(confirmations) }
+        self.pair.tally()
     }
 
     /// Fails if a promise was broken so far.
     pub fn verdict(&self) -> Result<()> {
-        match &*self.watch.broken() {
-            Some(broken) => bail!("{broken}"),
-            None => Ok(()),
-        }
+        self.pair.findings.verdict()
     }
 
-    pub async fn stop(mut self) -> Result<Tally> {
-        self.watch.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks.drain(..) {
-            task.await.context("a checker panicked")?;
-        }
-        self.verdict()?;
-        Ok(self.tally())
+    pub async fn stop(self) -> Result<Tally> {
+        self.watch.stop().await?;
+        Ok(self.pair.tally())
     }
 }
 
-impl Drop for Checker {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
-impl Watch {
-    fn broken(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.broken.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Keeps the first finding: later ones follow from it.
-    fn find(&self, broken: String) {
-        self.broken().get_or_insert(broken);
-    }
-
-    fn goes_on(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed) && self.broken().is_none()
+impl Pair {
+    fn tally(&self) -> Tally {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Pair { totals, comparisons, confirmations, .. } = self;
+        Tally { totals: of(totals), comparisons: of(comparisons), confirmations: of(confirmations) }
     }
 
     async fn watch_totals(self: Arc<Self>) {
-        while self.goes_on() {
+        while self.findings.go_on() {
             // An error is a killed server's: connect again.
             let _ = self.watch_totals_connected().await;
             tokio::time::sleep(RECONNECT_EVERY).await;
@@ -131,12 +108,12 @@ impl Watch {
 
     async fn watch_totals_connected(&self) -> Result<()> {
         let sink = connect(&self.sink_url).await?;
-        while self.goes_on() {
+        while self.findings.go_on() {
             if self.armed.load(Ordering::Relaxed) {
                 let total: Option<i64> = sink.query_one(BANK_TOTAL_SQL, &[]).await?.get(0);
                 self.totals.fetch_add(1, Ordering::Relaxed);
                 if total != Some(BANK_TOTAL) {
-                    self.find(format!("the sink's bank holds {total:?}, not {BANK_TOTAL}"));
+                    self.findings.find(format!("the sink's bank holds {total:?}, not {BANK_TOTAL}"));
                 }
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -145,7 +122,7 @@ impl Watch {
     }
 
     async fn watch_confirmations(self: Arc<Self>) {
-        while self.goes_on() {
+        while self.findings.go_on() {
             let _ = self.watch_confirmations_connected().await;
             tokio::time::sleep(RECONNECT_EVERY).await;
         }
@@ -154,14 +131,14 @@ impl Watch {
     async fn watch_confirmations_connected(&self) -> Result<()> {
         let source = connect(&self.source_url).await?;
         let sink = connect(&self.sink_url).await?;
-        while self.goes_on() {
+        while self.findings.go_on() {
             // The source first: read in this order, an advance between the two can only look safer than it was.
             let confirmed = confirmed(&source).await?;
             let held = checkpoint(&sink).await?;
             if let (Some(confirmed), Some(held)) = (confirmed, held) {
                 self.confirmations.fetch_add(1, Ordering::Relaxed);
                 if confirmed > held {
-                    self.find(format!("the source was told {confirmed}, the sink holds {held}"));
+                    self.findings.find(format!("the source was told {confirmed}, the sink holds {held}"));
                 }
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -171,7 +148,7 @@ impl Watch {
 
     async fn compare(self: Arc<Self>) {
         let mut last = Lsn::ZERO;
-        while self.goes_on() {
+        while self.findings.go_on() {
             let _ = self.compare_connected(&mut last).await;
             tokio::time::sleep(RECONNECT_EVERY).await;
         }
@@ -179,7 +156,7 @@ impl Watch {
 
     async fn compare_connected(&self, last: &mut Lsn) -> Result<()> {
         let sink = connect(&self.sink_url).await?;
-        while self.goes_on() {
+        while self.findings.go_on() {
             if let Some(state) = digest::sink_state(&sink, self.oracle.tables()).await? {
                 self.judge(last, &state).await;
             }
@@ -191,23 +168,23 @@ impl Watch {
     async fn judge(&self, last: &mut Lsn, state: &digest::SinkState) {
         let at = state.end_lsn;
         if at < *last {
-            self.find(format!("the checkpoint went back from {last} to {at}"));
+            self.findings.find(format!("the checkpoint went back from {last} to {at}"));
         }
         *last = at;
         let streaming = state.is_streaming(self.oracle.tables().len());
         if !streaming {
             if self.armed.load(Ordering::Relaxed) {
-                self.find(format!("at {at} tables that were streaming are not any more: {:?}", state.states));
+                self.findings.find(format!("at {at} tables that were streaming are not any more: {:?}", state.states));
             }
             return;
         }
         match self.oracle.digests_at(at).await {
-            Err(err) => self.find(format!("{err:#}")),
+            Err(err) => self.findings.find(format!("{err:#}")),
             Ok(expected) => {
                 for ((table, expected), found) in self.oracle.tables().iter().zip(&expected).zip(&state.digests) {
                     if expected != found {
                         let source = &table.source;
-                        self.find(format!("at {at} {source} had {expected:?}, its mirror has {found:?}"));
+                        self.findings.find(format!("at {at} {source} had {expected:?}, its mirror has {found:?}"));
                     }
                 }
                 self.comparisons.fetch_add(1, Ordering::Relaxed);

@@ -6,14 +6,13 @@
 //! - the source is never told more than the checkpoint.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use tailwater::lsn::Lsn;
-use tokio::task::JoinHandle;
 
 use super::checker::confirmed;
 use super::clickhouse::{ClickHouse, Client};
@@ -21,12 +20,13 @@ use super::cluster::{Cluster, connect};
 use super::oracle::Oracle;
 use super::oracle::digest::{Digest, Table, line};
 use super::oracle::pgoutput::Value;
+use super::watch::{Findings, Watch};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub struct ClickHouseChecker {
-    watch: Arc<Watch>,
-    tasks: Vec<JoinHandle<()>>,
+    pair: Arc<Pair>,
+    watch: Watch,
 }
 
 /// How often was looked.
@@ -41,16 +41,15 @@ pub struct Tally {
     pub confirmations: u64,
 }
 
-struct Watch {
+struct Pair {
     source_url: String,
     server: Client,
     oracle: Arc<Oracle>,
-    stop: AtomicBool,
+    findings: Arc<Findings>,
     looks: AtomicU64,
     compared: AtomicU64,
     ahead: AtomicU64,
     confirmations: AtomicU64,
-    broken: Mutex<Option<String>>,
 }
 
 /// One table at one instant.
@@ -63,69 +62,52 @@ struct Look {
 
 impl ClickHouseChecker {
     pub fn start(source: &Cluster, server: &ClickHouse, database: &str, oracle: &Arc<Oracle>) -> ClickHouseChecker {
-        let watch = Arc::new(Watch {
+        let pair = Arc::new(Pair {
             source_url: source.socket_url(database),
             server: server.client(),
             oracle: Arc::clone(oracle),
-            stop: AtomicBool::new(false),
+            findings: Arc::default(),
             looks: AtomicU64::new(0),
             compared: AtomicU64::new(0),
             ahead: AtomicU64::new(0),
             confirmations: AtomicU64::new(0),
-            broken: Mutex::new(None),
         });
         let tables = oracle.tables().iter();
         let mut tasks: Vec<_> =
-            tables.map(|table| tokio::spawn(Arc::clone(&watch).watch_table(table.clone()))).collect();
-        tasks.push(tokio::spawn(Arc::clone(&watch).watch_confirmations()));
-        ClickHouseChecker { watch, tasks }
+            tables.map(|table| tokio::spawn(Arc::clone(&pair).watch_table(table.clone()))).collect();
+        tasks.push(tokio::spawn(Arc::clone(&pair).watch_confirmations()));
+        let watch = Watch::new(&pair.findings, tasks);
+        ClickHouseChecker { pair, watch }
     }
 
     /// Fails if a promise was broken so far.
     pub fn verdict(&self) -> Result<()> {
-        match &*self.watch.broken() {
-            Some(broken) => bail!("{broken}"),
-            None => Ok(()),
-        }
+        self.pair.findings.verdict()
     }
 
     pub fn tally(&self) -> Tally {
+        self.pair.tally()
+    }
+
+    pub async fn stop(self) -> Result<Tally> {
+        self.watch.stop().await?;
+        Ok(self.pair.tally())
+    }
+}
+
+impl Pair {
+    fn tally(&self) -> Tally {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Watch { looks, compared, ahead, confirmations, .. } = &*self.watch;
+        let Pair { looks, compared, ahead, confirmations, .. } = self;
         Tally { looks: of(looks), compared: of(compared), ahead: of(ahead), confirmations: of(confirmations) }
-    }
-
-    pub async fn stop(mut self) -> Result<Tally> {
-        self.watch.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks.drain(..) {
-            task.await.context("a checker panicked")?;
-        }
-        self.verdict()?;
-        Ok(self.tally())
-    }
-}
-
-impl Drop for ClickHouseChecker {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
-impl Watch {
-    fn broken(&self) -> MutexGuard<'_, Option<String>> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn goes_on(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed) && self.broken().is_none()
     }
 
     async fn watch_table(self: Arc<Self>, table: Table) {
         let mut known = HashMap::new();
-        while self.goes_on() {
+        while self.findings.go_on() {
             // An error is a killed server's.
             if let Ok(Err(broken)) = self.look(&table, &mut known).await {
-                self.broken().get_or_insert(format!("{}: {broken:#}", table.source));
+                self.findings.find(format!("{}: {broken:#}", table.source));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -206,7 +188,7 @@ impl Watch {
     }
 
     async fn watch_confirmations(self: Arc<Self>) {
-        while self.goes_on() {
+        while self.findings.go_on() {
             let _ = self.watch_confirmations_connected().await;
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -214,7 +196,7 @@ impl Watch {
 
     async fn watch_confirmations_connected(&self) -> Result<()> {
         let source = connect(&self.source_url).await?;
-        while self.goes_on() {
+        while self.findings.go_on() {
             // The source first: read in this order, an advance between the two can only look safer than it was.
             if let Some(confirmed) = confirmed(&source).await? {
                 let held = self.server.query("SELECT max(end_lsn) FROM tailwater.checkpoint FINAL")?;
@@ -224,7 +206,7 @@ impl Watch {
                     self.confirmations.fetch_add(1, Ordering::Relaxed);
                 }
                 if held > Lsn::ZERO && confirmed > held {
-                    self.broken().get_or_insert(format!("the source was told {confirmed}, ClickHouse holds {held}"));
+                    self.findings.find(format!("the source was told {confirmed}, ClickHouse holds {held}"));
                 }
             }
             tokio::time::sleep(LOOK_EVERY).await;

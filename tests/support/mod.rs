@@ -25,5 +25,6 @@ pub mod random;
 pub mod scratch;
 pub mod tls_proxy;
 pub mod wait;
+pub mod watch;
 pub mod watchdog;
 pub mod workload;
