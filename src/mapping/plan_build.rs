@@ -6,7 +6,7 @@ use super::draft::{Draft, DraftColumn, DraftFrom};
 use super::plan::{Expected, ExpectedColumn, Input, InputFrom, Meta, Output, OutputFrom, Plan};
 use super::target::{Ends, meta_type};
 use super::types;
-use crate::catalog::{Column, ReplicaIdentity, Table, TypeKind, quote_ident, quote_literal};
+use crate::catalog::{Column, ReplicaIdentity, Table, TableName, TypeKind, quote_ident, quote_literal};
 use crate::value::clickhouse::types::{OnOverflow, SourceType};
 
 /// OIDs of the types that meta columns and text stand-ins have (`pg_type.dat`).
@@ -37,15 +37,7 @@ impl<'d, 'a> Build<'d, 'a> {
         let mapped = draft.columns.iter().filter_map(|column| Some((column, table.column(&column.target)?)));
         let outputs: Vec<Output> = mapped.map(|(column, target)| build.output(column, target, ends.source)).collect();
         let filter_inputs: Vec<usize> = draft.filter_reads.iter().map(|column| build.input(column)).collect();
-        let mut key_inputs: Vec<usize> = Vec::new();
-        for key in &draft.key {
-            for read in draft.columns[*key].from.reads() {
-                let input = build.input(read);
-                if !key_inputs.contains(&input) {
-                    key_inputs.push(input);
-                }
-            }
-        }
+        let mut key_inputs = build.key_inputs();
         if draft.is_multiset() {
             key_inputs = (0..build.inputs.len()).collect();
         }
@@ -53,30 +45,8 @@ impl<'d, 'a> Build<'d, 'a> {
         let mut parents: Vec<_> = parents.filter(|parent| *parent != table.name).collect();
         parents.sort();
         parents.dedup();
-        let mapping = draft.mapping;
-        let plan = Plan {
-            source: ends.source.to_owned(),
-            sink: ends.sink.to_owned(),
-            from: mapping.from.value.clone(),
-            target: mapping.target.value.clone(),
-            // Every output stands at its draft's place: a draft column without target is an error found before.
-            key: draft.key.clone(),
-            key_inputs,
-            outputs,
-            filter: mapping.filter.as_ref().map(|filter| filter.value.clone()),
-            filter_inputs,
-            mode: mapping.mode,
-            delete: mapping.delete,
-            deleted_column: mapping.deleted_column.as_ref().map(|column| column.value.clone()),
-            shared_target: draft.file.sources.len() > 1,
-            parents,
-            source_columns: build.inputs.iter().filter_map(source_column).collect(),
-            follows_columns: mapping.all_columns.is_some(),
-            expected: expected(draft.table),
-            topic: None,
-            inputs: build.inputs,
-        };
-        (plan, build.unknown)
+        let layout = Layout { inputs: build.inputs, outputs, key_inputs, filter_inputs, parents };
+        (layout.plan(draft, ends), build.unknown)
     }
 
     fn output(&mut self, column: &DraftColumn<'a>, target: &Column, source: &str) -> Output {
@@ -113,6 +83,11 @@ impl<'d, 'a> Build<'d, 'a> {
             }
         };
         Output { column: target.name.clone(), target_type: target.type_name.clone(), from }
+    }
+
+    fn key_inputs(&mut self) -> Vec<usize> {
+        let draft = self.draft;
+        distinct(draft.key_reads().map(|read| self.input(read)))
     }
 
     /// The input that carries a source column.
@@ -180,8 +155,56 @@ impl<'d, 'a> Build<'d, 'a> {
     }
 }
 
+/// What a plan is made of beside what its draft says.
+pub(super) struct Layout {
+    pub inputs: Vec<Input>,
+    /// Every output stands at its draft's place: a draft column without target is an error found before.
+    pub outputs: Vec<Output>,
+    pub key_inputs: Vec<usize>,
+    pub filter_inputs: Vec<usize>,
+    pub parents: Vec<TableName>,
+}
+
+impl Layout {
+    pub fn plan(self, draft: &Draft<'_>, ends: Ends<'_>) -> Plan {
+        let mapping = draft.mapping;
+        Plan {
+            source: ends.source.to_owned(),
+            sink: ends.sink.to_owned(),
+            from: mapping.from.value.clone(),
+            target: mapping.target.value.clone(),
+            key: draft.key.clone(),
+            key_inputs: self.key_inputs,
+            outputs: self.outputs,
+            filter: mapping.filter.as_ref().map(|filter| filter.value.clone()),
+            filter_inputs: self.filter_inputs,
+            mode: mapping.mode,
+            delete: mapping.delete,
+            deleted_column: mapping.deleted_column.as_ref().map(|column| column.value.clone()),
+            shared_target: draft.file.sources.len() > 1,
+            parents: self.parents,
+            source_columns: self.inputs.iter().filter_map(source_column).collect(),
+            follows_columns: mapping.all_columns.is_some(),
+            expected: expected(draft.table),
+            topic: None,
+            inputs: self.inputs,
+        }
+    }
+}
+
+/// Each once, where it comes first.
+pub(super) fn distinct(inputs: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut found = Vec::new();
+    inputs.for_each(|input| {
+        if !found.contains(&input) {
+            found.push(input);
+        }
+    });
+    found
+}
+
 /// The table as it is now.
-pub(super) fn expected(table: &Table) -> Expected {
+fn expected(table: &Table) -> Expected {
     let column = |column: &Column| ExpectedColumn {
         name: column.name.clone(),
         type_oid: column.type_oid,
@@ -192,7 +215,7 @@ pub(super) fn expected(table: &Table) -> Expected {
     Expected { oid: table.oid, columns: table.columns.iter().map(column).collect(), ..Expected::default() }
 }
 
-fn sql(text: String, inputs: Vec<usize>) -> OutputFrom {
+pub(super) fn sql(text: String, inputs: Vec<usize>) -> OutputFrom {
     OutputFrom::Sql { text, inputs }
 }
 

@@ -8,7 +8,6 @@ use super::draft::{Draft, DraftColumn, DraftFrom};
 use super::plan::{Meta, Mode, Plan};
 use super::plan_build::Build;
 use super::resolve::{LiveSink, table_hint};
-use super::syntax_column::did_you_mean;
 use super::types;
 use crate::catalog::{Column, Table, TableKind};
 use crate::diagnostic::{Finding, Findings};
@@ -118,15 +117,9 @@ impl<'d> Check<'d, '_> {
     }
 
     fn missing_column(&mut self, column: &DraftColumn<'_>, table: &Table) {
-        let message = format!("column \"{}\" does not exist in target \"{}\"", column.target, table.name);
-        let finding = Finding::error("unknown-column", message).label("no such column at the sink");
-        let free = table.columns.iter().map(|column| column.name.as_str());
-        let free = free.filter(|name| !self.draft.columns.iter().any(|column| column.target == *name));
-        let hint = did_you_mean(&column.target, free).unwrap_or_else(|| match column.starred {
-            true => "add it to the target, or `rename` or `exclude` it.".to_owned(),
-            false => "add it to the target, or remove it.".to_owned(),
-        });
-        self.report(&column.span, finding.hint(hint));
+        let names = table.columns.iter().map(|column| column.name.as_str());
+        let finding = self.draft.missing_column(column, &table.name, names);
+        self.report(&column.span, finding);
     }
 
     fn type_fits(&mut self, column: &DraftColumn<'_>, target: &Column) {

@@ -4,7 +4,7 @@ use super::{ClickHouseTable, quote_literal};
 use crate::catalog::{Column, ReplicaIdentity};
 use crate::mapping::draft::{Draft, DraftColumn, DraftFrom};
 use crate::mapping::plan::{Input, InputFrom, Meta, Output, OutputFrom, Plan};
-use crate::mapping::plan_build::expected;
+use crate::mapping::plan_build::{Layout, distinct, sql};
 use crate::mapping::target::Ends;
 use crate::value::clickhouse::types::{ColumnType, OnOverflow, SourceType, column_type};
 
@@ -19,37 +19,9 @@ impl<'d, 'a> Build<'d, 'a> {
         let mapped = draft.columns.iter().filter_map(|column| Some((column, table.column(&column.target)?)));
         let outputs: Vec<Output> = mapped.map(|(column, target)| build.output(column, &target.type_name)).collect();
         let filter_inputs: Vec<usize> = draft.filter_reads.iter().map(|column| build.natural_input(column)).collect();
-        let mut key_inputs: Vec<usize> = Vec::new();
-        for key in &draft.key {
-            for read in draft.columns[*key].from.reads() {
-                let input = build.input_of(read).expect("the key's columns are among the outputs");
-                if !key_inputs.contains(&input) {
-                    key_inputs.push(input);
-                }
-            }
-        }
-        let mapping = draft.mapping;
-        Plan {
-            source: ends.source.to_owned(),
-            sink: ends.sink.to_owned(),
-            from: mapping.from.value.clone(),
-            target: mapping.target.value.clone(),
-            key: draft.key.clone(),
-            key_inputs,
-            outputs,
-            filter: mapping.filter.as_ref().map(|filter| filter.value.clone()),
-            filter_inputs,
-            mode: mapping.mode,
-            delete: mapping.delete,
-            deleted_column: mapping.deleted_column.as_ref().map(|column| column.value.clone()),
-            shared_target: draft.file.sources.len() > 1,
-            parents: Vec::new(),
-            source_columns: build.inputs.iter().filter_map(source_column).collect(),
-            follows_columns: mapping.all_columns.is_some(),
-            expected: expected(draft.table),
-            topic: None,
-            inputs: build.inputs,
-        }
+        let input = |read| build.input_of(read).expect("the key's columns are among the outputs");
+        let key_inputs = distinct(draft.key_reads().map(input));
+        Layout { inputs: build.inputs, outputs, key_inputs, filter_inputs, parents: Vec::new() }.plan(draft, ends)
     }
 
     fn output(&mut self, column: &DraftColumn<'a>, target_type: &str) -> Output {
@@ -195,15 +167,4 @@ pub fn convert(expression: &str, target_type: &str) -> String {
     let is_nested = ["Array(", "Map(", "Tuple("].iter().any(|nested| target_type.starts_with(nested));
     let function = if is_nested { "CAST" } else { "accurateCast" };
     format!("{function}({expression}, {})", quote_literal(target_type))
-}
-
-fn sql(text: String, inputs: Vec<usize>) -> OutputFrom {
-    OutputFrom::Sql { text, inputs }
-}
-
-fn source_column(input: &Input) -> Option<String> {
-    match &input.from {
-        InputFrom::Column(name) | InputFrom::Json { column: name, .. } => Some(name.clone()),
-        InputFrom::Meta(_) => None,
-    }
 }

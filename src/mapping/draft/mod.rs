@@ -8,7 +8,7 @@ use super::sql::{self, SqlError, Word};
 use super::syntax::{At, ColumnFrom, ColumnMapping, Literal, MappingFile, TableMapping};
 use super::syntax_column::did_you_mean;
 use super::types;
-use crate::catalog::{Column, Table, TypeKind};
+use crate::catalog::{Column, Table, TableName, TypeKind};
 use crate::diagnostic::{Finding, Findings};
 use crate::value::clickhouse::types::OnOverflow;
 
@@ -85,6 +85,27 @@ impl<'a> Draft<'a> {
     /// Rows are found by all that is mapped of them, and equal ones are not told apart.
     pub fn is_multiset(&self) -> bool {
         self.key.is_empty() && self.mapping.mode == Mode::Upsert
+    }
+
+    /// Source columns that the key is made from, in the key's order.
+    pub fn key_reads(&self) -> impl Iterator<Item = &'a Column> {
+        self.key.iter().flat_map(|key| self.columns[*key].from.reads()).copied()
+    }
+
+    /// The target has no such column; `free` are those that it has.
+    pub fn missing_column<'n>(
+        &self,
+        column: &DraftColumn<'_>,
+        target: &TableName,
+        free: impl Iterator<Item = &'n str>,
+    ) -> Finding {
+        let message = format!("column \"{}\" does not exist in target \"{target}\"", column.target);
+        let finding = Finding::error("unknown-column", message).label("no such column at the sink");
+        let free = free.filter(|name| !self.columns.iter().any(|column| column.target == *name));
+        finding.hint(did_you_mean(&column.target, free).unwrap_or_else(|| match column.starred {
+            true => "add it to the target, or `rename` or `exclude` it.".to_owned(),
+            false => "add it to the target, or remove it.".to_owned(),
+        }))
     }
 
     pub fn mask(&self, column: &Column) -> Option<Mask> {
