@@ -5,6 +5,7 @@ use crate::lsn::Lsn;
 
 pub mod any;
 pub mod clickhouse;
+pub mod http;
 pub mod kafka;
 pub mod postgres;
 pub mod state;

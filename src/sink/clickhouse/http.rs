@@ -1,31 +1,20 @@
 //! ClickHouse's HTTP interface: statements, small answers, and inserts of which the server says how many rows it wrote.
 //!
 //! Plain hyper rather than the `clickhouse` crate, which throws the summary of an insert away and so cannot say how many
-//! rows were written. A connection is driven by whoever waits for an answer on it, so there is no task to leave behind, and
-//! an exchange that is dropped takes its connection with it.
+//! rows were written.
 
-use std::future::Future;
-use std::io::{self, Write as _};
-use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::io::Write as _;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1::{self, SendRequest};
+use http_body_util::Full;
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
-use hyper::http::response::Parts;
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 use super::address::{Address, Compression};
 use super::error::{ClickHouseError, Exception};
 use crate::postgres::tls;
+use crate::sink::http::{Answer, Connections, HttpError, push_encoded, secret};
 
 /// What every statement is run with, whatever the user's profile says.
 const SETTINGS: &[(&str, &str)] = &[
@@ -57,18 +46,11 @@ const SETTINGS: &[(&str, &str)] = &[
 
 /// How long a statement may take; ClickHouse's own limit for a silent connection.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
-/// Servers hang up on idle connections, some after 3 s; one that has been idle for this long is not used again.
-const IDLE_MAX: Duration = Duration::from_secs(2);
-/// Connections kept for the next statement.
-const IDLE_COUNT_MAX: usize = 8;
-/// Answers are state rows and catalogs.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// One server, and connections to it.
 pub struct Client {
     address: Address,
-    tls: Option<Arc<ClientConfig>>,
-    idle: Mutex<Vec<Line>>,
+    connections: Connections,
 }
 
 /// What the server did for a statement: `X-ClickHouse-Summary`.
@@ -79,25 +61,14 @@ pub struct Summary {
     pub read_rows: u64,
 }
 
-/// A connection and what drives it.
-struct Line {
-    sender: SendRequest<Full<Bytes>>,
-    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
-    idle_since: Instant,
-}
-
-struct Answer {
-    parts: Parts,
-    body: Bytes,
-}
-
 impl Client {
     /// Reads certificates; connects to nothing yet.
     pub fn new(address: Address) -> Result<Client, ClickHouseError> {
         let client = address.ssl_client.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
         let tls = tls::config(address.ssl_mode, address.ssl_root_cert.as_deref(), client)
             .map_err(|error| ClickHouseError::Settings(error.to_string()))?;
-        let http = Client { address, tls, idle: Mutex::default() };
+        let connections = Connections::new("ClickHouse", &address.host, address.port, tls, address.connect_timeout);
+        let http = Client { address, connections };
         // So that a user or password that no header can carry is found now.
         http.request(&[], Bytes::new())?;
         Ok(http)
@@ -161,153 +132,55 @@ impl Client {
 
     fn request(&self, settings: &[(&str, &str)], body: Bytes) -> Result<Request<Full<Bytes>>, ClickHouseError> {
         let mut target = String::from("/?database=");
-        encode(&mut target, &self.address.database);
+        push_encoded(&mut target, &self.address.database);
         for (name, value) in SETTINGS.iter().chain(settings) {
             target.push('&');
             target.push_str(name);
             target.push('=');
-            encode(&mut target, value);
+            push_encoded(&mut target, value);
         }
-        let host = if self.address.host.contains(':') {
-            format!("[{}]:{}", self.address.host, self.address.port)
-        } else {
-            format!("{}:{}", self.address.host, self.address.port)
-        };
-        let secret = |what: &str, text: &str| {
-            let mut value = HeaderValue::from_bytes(text.as_bytes())
-                .map_err(|_| ClickHouseError::Settings(format!("the {what} holds a control character")))?;
-            value.set_sensitive(true);
-            Ok(value)
-        };
         let password = self.address.password.as_ref().map_or("", |password| password.expose());
         Request::builder()
             .method(Method::POST)
             .uri(target)
-            .header(HOST, host)
+            .header(HOST, self.connections.host_header())
             // hyper leaves it out where there is no body, and ClickHouse insists on it.
             .header(CONTENT_LENGTH, body.len())
-            .header("X-ClickHouse-User", secret("user", &self.address.user)?)
-            .header("X-ClickHouse-Key", secret("password", password)?)
+            .header("X-ClickHouse-User", secret("user", self.address.user.as_bytes())?)
+            .header("X-ClickHouse-Key", secret("password", password.as_bytes())?)
             .body(Full::new(body))
             .map_err(|_| ClickHouseError::Settings("the address makes no valid request".to_owned()))
     }
 
-    /// Sends a request over a connection that is idle, or a new one.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClickHouseError> {
-        let whole = async {
-            let mut line = match self.idle_line().await {
-                Some(line) => line,
-                None => self.connect().await?,
-            };
-            let answer = line.exchange(request).await?;
-            line.idle_since = Instant::now();
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            if idle.len() < IDLE_COUNT_MAX {
-                idle.push(line);
-            }
-            Ok(answer)
-        };
-        let answer =
-            timeout(STATEMENT_TIMEOUT, whole).await.map_err(|_| ClickHouseError::Timeout(STATEMENT_TIMEOUT))??;
-        answer.checked()
-    }
-
-    /// A connection that the server has not closed as far as can be seen.
-    async fn idle_line(&self) -> Option<Line> {
-        loop {
-            let mut line = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-            if line.idle_since.elapsed() < IDLE_MAX && line.is_open().await {
-                return Some(line);
-            }
-        }
-    }
-
-    async fn connect(&self) -> Result<Line, ClickHouseError> {
-        let (host, port) = (self.address.host.as_str(), self.address.port);
-        let failed = |error: io::Error| {
-            let cannot = format!("cannot connect to \"{host}\" port {port}");
-            match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                // What came back is none of its messages.
-                Some(rustls::Error::InvalidMessage(_)) => {
-                    ClickHouseError::Tls(format!("{cannot}: it does not speak TLS"))
-                }
-                Some(error) => ClickHouseError::Tls(format!("{cannot}: {error}")),
-                None => ClickHouseError::Connection(format!("{cannot}: {}", error.kind())),
-            }
-        };
-        let opened = async {
-            let stream = TcpStream::connect((host, port)).await.map_err(failed)?;
-            // Without it, the tail of an insert waits for the acknowledgement of its head, 40 ms.
-            stream.set_nodelay(true).map_err(failed)?;
-            match &self.tls {
-                None => Line::over(stream).await,
-                Some(config) => {
-                    let name = tls::server_name(host).map_err(|error| ClickHouseError::Settings(error.to_string()))?;
-                    Line::over(TlsConnector::from(config.clone()).connect(name, stream).await.map_err(failed)?).await
-                }
-            }
-        };
-        let patience = self.address.connect_timeout;
-        let late =
-            || ClickHouseError::Connection(format!("cannot connect to \"{host}\" port {port} within {patience:?}"));
-        timeout(patience, opened).await.map_err(|_| late())?
+        checked(self.connections.exchange(request, STATEMENT_TIMEOUT).await?)
     }
 }
 
-impl Line {
-    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Line, ClickHouseError> {
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        Ok(Line { sender, driver: Box::pin(driver), idle_since: Instant::now() })
-    }
-
-    /// Reads what the server has sent meanwhile, which can only be that it hangs up.
-    async fn is_open(&mut self) -> bool {
-        tokio::select! {
-            // In this order: a connection that has ended says ready, too.
-            biased;
-            _ = &mut self.driver => false,
-            ready = self.sender.ready() => ready.is_ok(),
-        }
-    }
-
-    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, ClickHouseError> {
-        let sender = &mut self.sender;
-        let mut talk = pin!(async move {
-            let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
-            let (parts, body) = response.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|_| ClickHouseError::Connection("the answer was cut short".to_owned()))?;
-            Ok(Answer { parts, body: body.to_bytes() })
-        });
-        tokio::select! {
-            biased;
-            answer = &mut talk => answer,
-            // It may have ended after the answer: what has arrived is still there to be read.
-            _ = &mut self.driver => talk.await,
+impl From<HttpError> for ClickHouseError {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::Connection(message) => ClickHouseError::Connection(message),
+            HttpError::Tls(message) => ClickHouseError::Tls(message),
+            HttpError::Timeout(within) => ClickHouseError::Timeout(within),
+            HttpError::Settings(message) => ClickHouseError::Settings(message),
         }
     }
 }
 
-/// hyper's texts speak of the protocol only.
-fn broken(error: &hyper::Error) -> ClickHouseError {
-    ClickHouseError::Connection(format!("the connection to ClickHouse broke: {error}"))
-}
-
-impl Answer {
-    fn checked(self) -> Result<Answer, ClickHouseError> {
-        let code = self.parts.headers.get("X-ClickHouse-Exception-Code");
-        if self.parts.status == StatusCode::OK && code.is_none() {
-            return Ok(self);
+fn checked(answer: Answer) -> Result<Answer, ClickHouseError> {
+    let code = answer.parts.headers.get("X-ClickHouse-Exception-Code");
+    if answer.parts.status == StatusCode::OK && code.is_none() {
+        return Ok(answer);
+    }
+    let code = code.and_then(|code| code.to_str().ok()?.parse().ok());
+    match Exception::read(code, &String::from_utf8_lossy(&answer.body)) {
+        Some(exception) => Err(ClickHouseError::Server(exception)),
+        // Not ClickHouse, but something before it.
+        None if answer.parts.status.is_server_error() => {
+            Err(ClickHouseError::Connection(format!("a proxy answered with {}", answer.parts.status)))
         }
-        let code = code.and_then(|code| code.to_str().ok()?.parse().ok());
-        match Exception::read(code, &String::from_utf8_lossy(&self.body)) {
-            Some(exception) => Err(ClickHouseError::Server(exception)),
-            // Not ClickHouse, but something before it.
-            None if self.parts.status.is_server_error() => {
-                Err(ClickHouseError::Connection(format!("a proxy answered with {}", self.parts.status)))
-            }
-            None => Err(ClickHouseError::Answer("neither a success nor an exception of ClickHouse")),
-        }
+        None => Err(ClickHouseError::Answer("neither a success nor an exception of ClickHouse")),
     }
 }
 
@@ -330,18 +203,6 @@ impl Summary {
     }
 }
 
-/// Percent-encodes all but the characters that need no encoding anywhere in a URL.
-fn encode(out: &mut String, text: &str) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            out.push('%');
-            out.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789ABCDEF"[usize::from(digit)])));
-        }
-    }
-}
-
 /// The LZ4 frame format, which is HTTP's `Content-Encoding: lz4` as ClickHouse reads it.
 fn compressed(data: &[u8]) -> Result<Bytes, ClickHouseError> {
     let failed = || ClickHouseError::Settings("the rows cannot be compressed".to_owned());
@@ -353,13 +214,6 @@ fn compressed(data: &[u8]) -> Result<Bytes, ClickHouseError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn statements_survive_the_url() {
-        let mut out = String::new();
-        encode(&mut out, "INSERT INTO `a b`&=é%+#\n");
-        assert_eq!(out, "INSERT%20INTO%20%60a%20b%60%26%3D%C3%A9%25%2B%23%0A");
-    }
 
     #[test]
     fn lost_rows_are_an_error() {
