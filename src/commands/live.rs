@@ -228,6 +228,21 @@ async fn open_kafka(end: &End, cluster: &Cluster) -> Result<LiveKafka, Missed> {
             },
         }
     })?;
+    if let Some(registry) = cluster.registry() {
+        registry.probe().await.map_err(|error| {
+            let finding = Finding::error("unreachable", format!("{end}: {error}"));
+            match error.passes() {
+                true => Missed {
+                    finding: finding.hint("Is the registry up, and is `schema_registry` its address?"),
+                    retry: Retry::Backoff,
+                },
+                false => Missed {
+                    finding: finding.hint("Check url, user and password of `schema_registry`."),
+                    retry: Retry::Never,
+                },
+            }
+        })?;
+    }
     Ok(LiveKafka { topics })
 }
 

@@ -178,8 +178,22 @@ pub struct KafkaEnd {
     pub brokers: String,
     /// Settings of librdkafka under its own names; some may be secrets.
     pub options: BTreeMap<String, Secret>,
+    /// Where `format = "avro"` registers its schemas.
+    pub registry: Option<RegistryEnd>,
     /// The compacted topic that holds checkpoints and table states.
     pub state_topic: String,
+}
+
+/// `schema_registry`: one that speaks Confluent's API.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RegistryEnd {
+    /// `http://` or `https://`; may have a path, under which the API stands.
+    pub url: Secret,
+    /// User and password take precedence over those inside `url`.
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    /// Certificates of the authorities that vouch for an `https://` one, in place of the machine's own.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `kind = "postgres"`.

@@ -2,6 +2,7 @@
 
 mod address;
 mod kafka;
+mod registry;
 mod sink;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::draft::{error_place, place_in};
-use super::plan::{Meta, Mode};
+use super::plan::{Meta, Mode, TopicFormat};
 use super::sql;
 use super::syntax::{At, ColumnFrom, MappingFile, TableMapping};
 use super::syntax_column::did_you_mean;
@@ -58,6 +58,17 @@ impl Check<'_> {
         for sink in &self.file.sinks {
             let Some(configured) = self.config.sinks.get(&sink.value) else { continue };
             let is_kafka = matches!(configured.end, SinkEnd::Kafka(_));
+            if let (SinkEnd::Kafka(end), Some(topic)) = (&configured.end, &self.file.topic)
+                && topic.format == TopicFormat::Avro
+                && end.registry.is_none()
+            {
+                let message = format!("sink \"{}\" has no \"schema_registry\" for Avro's schemas", sink.value);
+                let hint = format!(
+                    "add `schema_registry = {{ url = \"http://host:8081\" }}` to `[sink.{}]`, or choose another format.",
+                    sink.value
+                );
+                self.report(&topic.span, Finding::error("no-registry", message).hint(hint));
+            }
             let has_others = !self.file.tables.is_empty() || !self.file.views.is_empty();
             if is_kafka && has_others {
                 let message = format!("sink \"{}\" is Kafka, which takes no [table] and no [view]", sink.value);

@@ -221,6 +221,8 @@ pub enum TopicFormat {
     DebeziumJson,
     /// The row alone, without an envelope.
     Json,
+    /// Debezium's envelope in Avro, under schemas that a Confluent-compatible registry holds.
+    Avro,
 }
 
 /// One `[table."schema.name"]` for one source and one sink, compiled.

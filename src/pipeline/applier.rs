@@ -213,8 +213,10 @@ impl Applier {
             mask_key: self.link.mask_key.clone(),
         };
         let sink = connection.into_sink(setup, stored.identity).await;
-        let mut sink =
-            sink.map_err(|message| Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))?;
+        let mut sink = sink.map_err(|error| match error {
+            ApplyError::Transient { message } => again(&self.link, &self.observed, message),
+            error => Over::End(End::Failed(format!("sink \"{}\": {error}", self.link.name))),
+        })?;
         if self.takes_text {
             sink.take_text();
         }

@@ -17,7 +17,7 @@ use tracing::info;
 use crate::batch::Batch;
 use crate::catalog::TableName;
 use crate::checkpoint::UnixMicros;
-use crate::config::{Config, SinkEnd};
+use crate::config::{Config, RegistryEnd, SinkEnd};
 use crate::diagnostic::chain;
 use crate::journal::NotHeld;
 use crate::lsn::Lsn;
@@ -30,6 +30,8 @@ use crate::sink::clickhouse::address::Address;
 use crate::sink::clickhouse::ddl::Topology;
 use crate::sink::kafka::address::KafkaAddress;
 use crate::sink::kafka::cluster::Cluster;
+use crate::sink::kafka::registry::Registry;
+use crate::sink::kafka::registry::address::RegistryAddress;
 
 use crate::sink::state::TableState;
 use crate::telemetry::board::StatusBoard;
@@ -383,9 +385,16 @@ pub fn sink_address(config: &Config, name: &str) -> Result<SinkAddress, String> 
         SinkEnd::Kafka(end) => {
             let address = KafkaAddress::new(&end.brokers, end.options.clone());
             let address = address.map_err(|error| format!("sink \"{name}\": {error}"))?;
-            Ok(SinkAddress::Kafka(Arc::new(Cluster::new(name, address, &end.state_topic))))
+            let registry = end.registry.as_ref().map(|registry| schema_registry(name, registry)).transpose()?;
+            Ok(SinkAddress::Kafka(Arc::new(Cluster::new(name, address, &end.state_topic, registry))))
         }
     }
+}
+
+fn schema_registry(name: &str, end: &RegistryEnd) -> Result<Registry, String> {
+    let address = RegistryAddress::of(end);
+    let address = address.map_err(|error| format!("sink \"{name}\": url of schema_registry {error}"))?;
+    Registry::new(&address).map_err(|error| format!("sink \"{name}\": {error}"))
 }
 
 fn address(url: &str, password: Option<&crate::config::Secret>) -> Result<PgUrl, UrlError> {

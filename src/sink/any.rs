@@ -212,11 +212,12 @@ impl SinkSession {
     ///
     /// # Errors
     /// A plan does not fit its target any more, or the sink does not answer.
-    pub async fn into_sink(self, setup: SinkSetup, identity: SourceIdentity) -> Result<AnySink, String> {
+    pub async fn into_sink(self, setup: SinkSetup, identity: SourceIdentity) -> Result<AnySink, ApplyError> {
         match self {
             SinkSession::Postgres(client) => Ok(AnySink::Postgres(Box::new(PostgresSink::new(client, setup)))),
             SinkSession::ClickHouse(server) => {
-                Ok(AnySink::ClickHouse(Box::new(ClickHouseSink::new(server, setup, identity)?)))
+                let sink = ClickHouseSink::new(server, setup, identity);
+                Ok(AnySink::ClickHouse(Box::new(sink.map_err(|message| ApplyError::Fatal { message })?)))
             }
             SinkSession::Kafka(cluster) => {
                 Ok(AnySink::Kafka(Box::new(KafkaSink::new(cluster, setup, identity).await?)))

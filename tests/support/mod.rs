@@ -22,6 +22,7 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod random;
+pub mod registry;
 pub mod scratch;
 pub mod tls_proxy;
 pub mod wait;

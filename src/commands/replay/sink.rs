@@ -154,7 +154,8 @@ impl<'a> Replaying<'a> {
             mask_key: self.link.mask_key.clone(),
         };
         let mut builder = self.builder(at);
-        let mut sink = self.session.into_sink(setup, self.stored.identity.clone()).await.map_err(refuse)?;
+        let sink = self.session.into_sink(setup, self.stored.identity.clone()).await;
+        let mut sink = sink.map_err(|error| refuse(error.to_string()))?;
         // The range may hold both forms.
         sink.take_text();
         for &(plan_index, lsn) in &self.tables {

@@ -7,13 +7,14 @@ use super::super::{KafkaEnd, Secret};
 use super::Read;
 use crate::diagnostic::Finding;
 
-pub(super) const KEYS: [&str; 10] = [
+pub(super) const KEYS: [&str; 11] = [
     "kind",
     "brokers",
     "user",
     "password",
     "password_file",
     "options",
+    "schema_registry",
     "state_topic",
     "on_error",
     "batch_rows_max",
@@ -35,7 +36,8 @@ impl Read {
         if let Some(password) = self.secret(section, "password", &header.origin) {
             options.insert("sasl.password".to_owned(), password);
         }
-        Some(KafkaEnd { options, state_topic: self.state_topic(section), brokers: brokers? })
+        let registry = self.registry(section);
+        Some(KafkaEnd { options, registry, state_topic: self.state_topic(section), brokers: brokers? })
     }
 
     fn brokers(&mut self, header: &Entry, section: &[Entry]) -> Option<String> {

@@ -89,7 +89,7 @@ impl Read {
     }
 
     /// The section's `url`, if it has the right form; a password in it is remarked upon.
-    fn address(
+    pub(super) fn address(
         &mut self,
         header: &Entry,
         section: &[Entry],

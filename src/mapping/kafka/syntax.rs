@@ -72,7 +72,8 @@ pub(in crate::mapping) fn topic(reader: &mut Reader, header: &Entry) -> Option<T
         let finding = Finding::error("missing-key", "[topic] names no \"tables\"");
         reader.report(&header.origin, finding.hint("add `tables = [\"public.*\"]`."));
     }
-    let formats = [("debezium-json", TopicFormat::DebeziumJson), ("json", TopicFormat::Json)];
+    let formats =
+        [("debezium-json", TopicFormat::DebeziumJson), ("json", TopicFormat::Json), ("avro", TopicFormat::Avro)];
     let format = find(section, "format").and_then(|entry| reader.choice(entry, &formats)).unwrap_or_default();
     Some(TopicMapping {
         span: span(&header.origin),

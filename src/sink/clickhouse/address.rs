@@ -150,7 +150,7 @@ fn decoded(text: &str) -> Result<String, AddressError> {
 }
 
 /// An IPv6 address stands in brackets.
-fn host_and_port(server: &str) -> Result<(&str, Option<u16>), AddressError> {
+pub(in crate::sink) fn host_and_port(server: &str) -> Result<(&str, Option<u16>), AddressError> {
     let (host, rest) = match server.strip_prefix('[') {
         Some(bracketed) => bracketed.split_once(']').ok_or(AddressError::Form)?,
         None => server.split_at(server.find(':').unwrap_or(server.len())),

@@ -27,8 +27,8 @@ impl KafkaSink {
 
     async fn send_table(&mut self, batch: &Batch, batched: &TableBatch, now: UnixMicros) -> Result<(), ApplyError> {
         let plan_index = batched.plan_index;
-        let messages = &mut self.tables[plan_index];
         let at_table = |message: String| ApplyError::Table { plan_index, code: None, message };
+        let messages = self.tables[plan_index].as_mut().map_err(|refused| at_table(refused.clone()))?;
         let (mut rows, mut olds) = (Rows::new(batch, batched), Rows::new(batch, batched));
         for entry in &batched.entries {
             let row = &batched.rows[entry.row as usize];

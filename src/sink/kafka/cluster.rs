@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::address::KafkaAddress;
 use super::failure::KafkaFailure;
 use super::producer::Producer;
+use super::registry::Registry;
 use super::state::{CheckpointRecord, StateKey, TableRecord};
 use super::state_record;
 use super::topics::{describe, ensure_topic, read_compacted, topics};
@@ -22,6 +23,7 @@ pub struct Cluster {
     sink: String,
     address: KafkaAddress,
     state_topic: String,
+    registry: Option<Registry>,
 }
 
 /// What a sink remembers of one source.
@@ -33,8 +35,13 @@ pub struct Remembered {
 }
 
 impl Cluster {
-    pub fn new(sink: &str, address: KafkaAddress, state_topic: &str) -> Cluster {
-        Cluster { sink: sink.to_owned(), address, state_topic: state_topic.to_owned() }
+    pub fn new(sink: &str, address: KafkaAddress, state_topic: &str, registry: Option<Registry>) -> Cluster {
+        Cluster { sink: sink.to_owned(), address, state_topic: state_topic.to_owned(), registry }
+    }
+
+    /// Where schemas are registered, if any are.
+    pub fn registry(&self) -> Option<&Registry> {
+        self.registry.as_ref()
     }
 
     pub fn address(&self) -> &KafkaAddress {

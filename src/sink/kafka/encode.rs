@@ -6,13 +6,14 @@ use crate::lsn::Lsn;
 use crate::mapping::plan::{Plan, Topic, TopicFormat};
 use crate::tuple::Cell;
 use crate::value::debezium::{
-    Change, DeleteHandling, EncodeError, Flat, FlatOptions, FlatShape, NEW_KEY_HEADER, OLD_KEY_HEADER, Old, Origin,
-    ShapeError, Snapshot, SourceInfo, TableShape,
+    AvroShape, Change, DeleteHandling, EncodeError, Flat, FlatOptions, FlatShape, NEW_KEY_HEADER, OLD_KEY_HEADER, Old,
+    Origin, ShapeError, Snapshot, SourceInfo, TableShape,
 };
 
 use super::failure::KafkaFailure;
 use super::partition::partition_of;
 use super::producer::{Producer, Record};
+use super::registry::SchemaIds;
 
 /// Headers of every message: the position of its change, by which whoever reads twice can tell.
 pub const LSN_HEADER: &str = "lsn";
@@ -45,23 +46,47 @@ enum Shape {
     },
     /// The row alone.
     Flat(Box<FlatShape>),
+    /// The envelope, under schemas that have these numbers.
+    Avro {
+        shape: Box<AvroShape>,
+        schemas: SchemaIds,
+        tombstones: bool,
+    },
+}
+
+/// What a table's messages in Avro look like, and under which schemas.
+pub(super) fn avro_shape(plan: &Plan, topic: &Topic, database: &str) -> Result<AvroShape, ShapeError> {
+    AvroShape::new(&origin(topic, database), &plan.from, &topic.columns, &key_of(plan), &topic.options.values)
+}
+
+fn origin<'a>(topic: &'a Topic, database: &'a str) -> Origin<'a> {
+    Origin { version: env!("CARGO_PKG_VERSION"), name: &topic.prefix, database }
+}
+
+fn key_of(plan: &Plan) -> Vec<String> {
+    plan.key_inputs.iter().map(|&input| plan.inputs[input].name.clone()).collect()
 }
 
 impl Shape {
-    fn new(plan: &Plan, topic: &Topic, database: &str) -> Result<Shape, ShapeError> {
-        let origin = Origin { version: env!("CARGO_PKG_VERSION"), name: &topic.prefix, database };
-        let key: Vec<String> = plan.key_inputs.iter().map(|&input| plan.inputs[input].name.clone()).collect();
+    fn new(plan: &Plan, topic: &Topic, database: &str, schemas: Option<SchemaIds>) -> Result<Shape, String> {
+        let of_table = |error: ShapeError| format!("table \"{}\": {error}", plan.from);
+        let (origin, key) = (origin(topic, database), key_of(plan));
         let (columns, options) = (&topic.columns, &topic.options);
         match topic.format {
             TopicFormat::DebeziumJson => {
-                let shape = TableShape::new(&origin, &plan.from, columns, &key, &options.values)?;
+                let shape = TableShape::new(&origin, &plan.from, columns, &key, &options.values).map_err(of_table)?;
                 Ok(Shape::Envelope { shape: Box::new(shape), tombstones: options.tombstones })
             }
             TopicFormat::Json => {
                 let handling = if options.tombstones { DeleteHandling::Tombstone } else { DeleteHandling::Drop };
                 let flat = FlatOptions { delete_tombstone_handling_mode: handling, ..FlatOptions::default() };
-                let shape = FlatShape::new(&origin, &plan.from, columns, &key, &options.values, &flat)?;
-                Ok(Shape::Flat(Box::new(shape)))
+                let shape = FlatShape::new(&origin, &plan.from, columns, &key, &options.values, &flat);
+                Ok(Shape::Flat(Box::new(shape.map_err(of_table)?)))
+            }
+            TopicFormat::Avro => {
+                let shape = Box::new(avro_shape(plan, topic, database).map_err(of_table)?);
+                let schemas = schemas.ok_or_else(|| format!("table \"{}\": no schema is registered", plan.from))?;
+                Ok(Shape::Avro { shape, schemas, tombstones: options.tombstones })
             }
         }
     }
@@ -70,6 +95,10 @@ impl Shape {
         match self {
             Shape::Envelope { shape, .. } => shape.key(out, row),
             Shape::Flat(shape) => shape.key(out, row),
+            Shape::Avro { shape, schemas, .. } => {
+                out.extend_from_slice(&schemas.key.prefix());
+                shape.key(out, row)
+            }
         }
     }
 
@@ -77,6 +106,7 @@ impl Shape {
         match self {
             Shape::Envelope { shape, .. } => shape.key_changes(before, after),
             Shape::Flat(shape) => shape.key_changes(before, after),
+            Shape::Avro { shape, .. } => shape.key_changes(before, after),
         }
     }
 
@@ -91,12 +121,22 @@ impl Shape {
         match self {
             Shape::Envelope { shape, tombstones } => {
                 shape.value(out, change, info, None, now)?;
-                let is_delete = matches!(change, Change::Delete { .. });
-                Ok(if is_delete && *tombstones { Flat::ValueThenTombstone } else { Flat::Value })
+                Ok(envelope_of(change, *tombstones))
+            }
+            Shape::Avro { shape, schemas, tombstones } => {
+                out.extend_from_slice(&schemas.value.prefix());
+                shape.value(out, change, info, None, now)?;
+                Ok(envelope_of(change, *tombstones))
             }
             Shape::Flat(shape) => shape.value(out, change, info, None, now),
         }
     }
+}
+
+/// What is sent of a change that has an envelope.
+fn envelope_of<R>(change: &Change<R>, tombstones: bool) -> Flat {
+    let is_delete = matches!(change, Change::Delete { .. });
+    if is_delete && tombstones { Flat::ValueThenTombstone } else { Flat::Value }
 }
 
 /// How one table's changes become messages. Buffers are used again for each.
@@ -146,11 +186,13 @@ impl Message<'_> {
 }
 
 impl Messages {
+    /// `schemas`: as registered, of a format that has some.
+    ///
     /// # Errors
     /// A column of the key has a type that no message can be keyed by.
-    pub fn new(plan: &Plan, database: &str) -> Result<Messages, String> {
+    pub fn new(plan: &Plan, database: &str, schemas: Option<SchemaIds>) -> Result<Messages, String> {
         let Some(topic) = &plan.topic else { return Err(format!("table \"{}\" has no topic", plan.from)) };
-        let shape = Shape::new(plan, topic, database).map_err(|error| format!("table \"{}\": {error}", plan.from))?;
+        let shape = Shape::new(plan, topic, database, schemas)?;
         let texts = topic.columns.iter().map(|column| !column.reads_binary(&topic.options.values)).collect();
         Ok(Messages { topic: topic.clone(), shape, texts, buffers: Buffers::default() })
     }

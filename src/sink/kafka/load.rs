@@ -9,6 +9,7 @@ use super::cluster::Cluster;
 use super::encode::Messages;
 use super::failure::KafkaFailure;
 use super::producer::Producer;
+use super::registry::{RegistryError, SchemaIds, register_plan};
 use super::state::{StateKey, TableRecord};
 use super::state_record;
 use crate::catalog::quote_ident;
@@ -50,6 +51,20 @@ impl From<KafkaFailure> for LoadError {
     }
 }
 
+impl From<RegistryError> for LoadError {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            // Who is not let in ends as a whole where batches are applied; the table is not to blame.
+            RegistryError::Passing { .. } | RegistryError::Denied { .. } | RegistryError::Unusable { .. } => {
+                LoadError::Passing(error.to_string())
+            }
+            RegistryError::Incompatible { .. } | RegistryError::Invalid { .. } | RegistryError::Plan(_) => {
+                LoadError::Row(error.to_string())
+            }
+        }
+    }
+}
+
 /// Loads one table, all of it in one transaction.
 pub struct KafkaLoader {
     source: String,
@@ -58,6 +73,7 @@ pub struct KafkaLoader {
     state_topic: String,
     select: String,
     database: String,
+    schemas: Option<SchemaIds>,
     /// Shared by the connections that read; each sends a row at a time.
     producer: Mutex<Producer>,
 }
@@ -83,8 +99,9 @@ impl KafkaLoader {
         if stored.epoch != epoch || is_there {
             return Err(LoadError::Fenced);
         }
+        let schemas = register_plan(cluster.registry(), plan, &stored.identity.database).await?;
         producer.begin().await?;
-        let messages = Messages::new(plan, &stored.identity.database).map_err(LoadError::Row)?;
+        let messages = Messages::new(plan, &stored.identity.database, schemas).map_err(LoadError::Row)?;
         Ok(KafkaLoader {
             source: source.to_owned(),
             plan: plan.clone(),
@@ -92,6 +109,7 @@ impl KafkaLoader {
             state_topic: cluster.state_topic().to_owned(),
             select: columns(plan, &messages),
             database: stored.identity.database,
+            schemas,
             producer: Mutex::new(producer),
         })
     }
@@ -114,7 +132,7 @@ impl KafkaLoader {
         );
         let rows = reader.copy_out(&sql).await.map_err(LoadError::Source)?;
         let mut rows = Box::pin(rows);
-        let mut messages = Messages::new(&self.plan, &self.database).map_err(LoadError::Row)?;
+        let mut messages = Messages::new(&self.plan, &self.database, self.schemas).map_err(LoadError::Row)?;
         let (mut taken, mut copy, now) = (0, CopyRows::default(), UnixMicros::now());
         while let Some(message) = rows.next().await {
             let message = message.map_err(LoadError::Source)?;

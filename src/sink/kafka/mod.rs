@@ -6,6 +6,7 @@
 //! ```text
 //! address   where the brokers are, and how a client is set up   ─┬─▶ producer   begin ▶ send … ▶ commit   ─┬─▶ apply, load
 //! failure   what went wrong, as one of five verdicts            ─┤                                         │
+//! registry  schemas go in, their numbers come back              ─┤                                         │
 //! partition which partition a key belongs to                    ─┴─▶ topics     create, count, read back  ─┴─▶ cluster
 //! ```
 
@@ -18,6 +19,7 @@ pub mod failure;
 pub mod load;
 pub mod partition;
 pub mod producer;
+pub mod registry;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,8 @@ pub mod topics;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use tracing::warn;
 
 use crate::checkpoint::{Checkpoint, SourceIdentity, UnixMicros};
 use crate::mapping::plan::Plan;
@@ -35,6 +39,7 @@ use cluster::Cluster;
 use encode::Messages;
 use failure::KafkaFailure;
 use producer::{Producer, Record};
+use registry::RegistryError;
 use state::{CheckpointRecord, StateKey, TableRecord};
 
 /// Applies one source's batches.
@@ -43,7 +48,8 @@ pub struct KafkaSink {
     source: String,
     cluster: Arc<Cluster>,
     producer: Producer,
-    tables: Vec<Messages>,
+    /// By plan; where the registry refuses the table's schema, why.
+    tables: Vec<Result<Messages, String>>,
     /// A transaction is begun and not ended.
     is_open: bool,
     epoch: i64,
@@ -55,20 +61,28 @@ impl KafkaSink {
     /// A sink that stands at the checkpoint that was read from it. Fences whoever wrote for this source before.
     ///
     /// # Errors
-    /// The cluster does not answer, or holds another checkpoint by now.
-    pub async fn new(cluster: Arc<Cluster>, setup: SinkSetup, identity: SourceIdentity) -> Result<KafkaSink, String> {
-        let producer = cluster.producer(&setup.source, "").await.map_err(|failure| failure.to_string())?;
+    /// The cluster or its schema registry does not answer, or the cluster holds another checkpoint by now.
+    pub async fn new(
+        cluster: Arc<Cluster>,
+        setup: SinkSetup,
+        identity: SourceIdentity,
+    ) -> Result<KafkaSink, ApplyError> {
+        let fatal = |message: String| ApplyError::Fatal { message };
+        let producer = cluster.producer(&setup.source, "").await.map_err(|failure| apply_error(&failure))?;
         // Who took over between the look at the checkpoint and this is the one to go on.
-        let remembered = cluster.read(&setup.source).await?;
+        let remembered = cluster.read(&setup.source).await.map_err(|message| ApplyError::Transient { message })?;
         let stored = remembered.checkpoint;
         let is_mine = stored.is_some_and(|stored| stored.epoch == setup.epoch && stored.checkpoint == setup.checkpoint);
         if !is_mine {
-            return Err(format!("another daemon took source \"{}\" over", setup.source));
+            return Err(fatal(format!("another daemon took source \"{}\" over", setup.source)));
         }
-        setup.plans.iter().try_for_each(|plan| same_partitions(plan, &remembered.tables))?;
-        let tables = setup.plans.iter().map(|plan| Messages::new(plan, &identity.database));
+        setup.plans.iter().try_for_each(|plan| same_partitions(plan, &remembered.tables)).map_err(fatal)?;
+        let mut tables = Vec::with_capacity(setup.plans.len());
+        for plan in &setup.plans {
+            tables.push(registered(&cluster, plan, &identity.database).await?);
+        }
         Ok(KafkaSink {
-            tables: tables.collect::<Result<_, String>>()?,
+            tables,
             name: setup.name,
             source: setup.source,
             cluster,
@@ -135,6 +149,25 @@ impl KafkaSink {
         self.is_open = false;
         Ok(())
     }
+}
+
+/// How a table's changes become messages, once its schemas are registered. The inner error is of this table alone: for
+/// whoever brings a row of it.
+async fn registered(cluster: &Cluster, plan: &Plan, database: &str) -> Result<Result<Messages, String>, ApplyError> {
+    let schemas = match registry::register_plan(cluster.registry(), plan, database).await {
+        Ok(schemas) => schemas,
+        Err(error @ RegistryError::Passing { .. }) => {
+            return Err(ApplyError::Transient { message: error.to_string() });
+        }
+        Err(error @ (RegistryError::Incompatible { .. } | RegistryError::Invalid { .. })) => {
+            warn!(table = %plan.target, %error, "schema is not registered");
+            return Ok(Err(error.to_string()));
+        }
+        Err(error @ (RegistryError::Denied { .. } | RegistryError::Unusable { .. } | RegistryError::Plan(_))) => {
+            return Err(ApplyError::Fatal { message: error.to_string() });
+        }
+    };
+    Messages::new(plan, database, schemas).map(Ok).map_err(|message| ApplyError::Fatal { message })
 }
 
 /// H92: where a key's messages are follows from how many partitions there are. With another number later ones would go

@@ -1,0 +1,197 @@
+//! A private schema registry in a scratch directory, on a free port of 127.0.0.1: Apicurio Registry with its memory for a
+//! store, from the archive that `tests/install.sh` unpacks below the target directory. It speaks Confluent's API. What is
+//! written under its schemas is read by `avro.py`, which shares no code with the daemon.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::cluster::{free_port, last_lines};
+use super::process;
+use super::scratch::Scratch;
+use super::wait::{Look, eventually_blocking};
+
+const READER: &str = include_str!("avro.py");
+
+/// A cold JVM on a busy machine takes its time.
+const START_WITHIN: Duration = Duration::from_secs(90);
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where Confluent's API stands.
+pub const API: &str = "/apis/ccompat/v7";
+
+/// How its JVM runs: small, and quick to start rather than quick in the end.
+const JVM: &[&str] = &["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"];
+
+pub struct Registry {
+    scratch: Scratch,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Registry {
+    pub fn start(name: &str) -> Result<Registry> {
+        let mut registry = Registry { scratch: Scratch::new(name)?, port: 0, child: None };
+        // Another process may take a port between our look and the server's.
+        for _ in 0..5 {
+            registry.port = free_port()?;
+            match registry.resume() {
+                Ok(()) => return Ok(registry),
+                Err(_) if registry.log().contains("already in use") => {}
+                Err(err) => return Err(err),
+            }
+        }
+        bail!("no free port was found for registry \"{name}\"");
+    }
+
+    /// Starts a killed registry on its port; of what it held it knows nothing.
+    pub fn resume(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the registry runs already");
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let mut command = Command::new("java");
+        command.args(JVM).arg("-Dquarkus.http.host=127.0.0.1").arg(format!("-Dquarkus.http.port={}", self.port));
+        command.arg("-jar").arg(program()?).current_dir(self.scratch.path());
+        self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn().context("start the registry")?);
+        let outcome = self.wait_until_ready();
+        if outcome.is_err() {
+            self.kill9();
+        }
+        outcome
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        eventually_blocking(START_WITHIN, "the registry answers", || {
+            let child = self.child.as_mut().context("the registry was not started")?;
+            if let Some(status) = child.try_wait()? {
+                return Ok(Look::Yes(Err(status)));
+            }
+            let (status, _) = self.ask("GET", "/subjects", None)?;
+            Ok(if status == 200 { Look::Yes(Ok(())) } else { Look::NotYet(format!("it answers {status}")) })
+        })?
+        .map_err(|status| anyhow::anyhow!("the registry ended with {status}: {}", last_lines(&self.log(), 5)))
+    }
+
+    /// SIGKILL, with whatever it was doing.
+    pub fn kill9(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        process::signal("KILL", &[child.id()]);
+        let _ = child.wait();
+    }
+
+    /// Freezes (`STOP`) or thaws (`CONT`) it.
+    pub fn signal(&self, name: &str) {
+        process::signal(name, &self.child.iter().map(Child::id).collect::<Vec<_>>());
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// As a configuration names it.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}{API}", self.port)
+    }
+
+    /// Registers a schema as somebody else would.
+    pub fn register(&self, subject: &str, schema: &str) -> Result<()> {
+        let body = json!({ "schema": schema });
+        self.done("POST", &format!("/subjects/{subject}/versions"), &body)
+    }
+
+    /// What a new schema of the subject must be to those before it: `BACKWARD`, `NONE`, …
+    pub fn set_compatibility(&self, subject: &str, level: &str) -> Result<()> {
+        self.done("PUT", &format!("/config/{subject}"), &json!({ "compatibility": level }))
+    }
+
+    /// The subjects that have a schema, in order.
+    pub fn subjects(&self) -> Result<Vec<String>> {
+        let (status, body) = self.ask("GET", "/subjects", None)?;
+        ensure!(status == 200, "the registry answers {status}: {body}");
+        let mut subjects: Vec<String> = serde_json::from_str(&body)?;
+        subjects.sort();
+        Ok(subjects)
+    }
+
+    /// What messages say, to a reader that knows no more than their bytes and this registry.
+    pub fn decode(&self, messages: &[&[u8]]) -> Result<Vec<Value>> {
+        let (program, lines) = (self.scratch.path().join("avro.py"), self.scratch.path().join("messages"));
+        fs::write(&program, READER)?;
+        let hex = |message: &&[u8]| message.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        fs::write(&lines, messages.iter().map(hex).collect::<String>())?;
+        let mut command = Command::new(python()?);
+        let text = process::run(command.arg(&program).arg(self.url()).stdin(File::open(&lines)?))?;
+        let values: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        ensure!(values.len() == messages.len(), "{} messages were read as {}", messages.len(), values.len());
+        Ok(values)
+    }
+
+    fn done(&self, method: &str, path: &str, body: &Value) -> Result<()> {
+        let (status, answer) = self.ask(method, path, Some(body))?;
+        ensure!(status == 200, "{method} {path}: the registry answers {status}: {answer}");
+        Ok(())
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, self.port).into(), Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        let body = body.map(Value::to_string).unwrap_or_default();
+        // HTTP/1.0: the answer ends with the connection and comes in no chunks.
+        write!(
+            stream,
+            "{method} {API}{path} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").context("the answer has no end of head")?;
+        let status = head.split_whitespace().nth(1).context("the answer has no status")?.parse()?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// Everything it has said.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.scratch.path().join("log")
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // The test runner shows this only if the test failed.
+        eprintln!("--- last lines of the registry's log\n{}", last_lines(&self.log(), 15));
+        self.kill9();
+    }
+}
+
+fn installed() -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+    let registry = target.join("registry");
+    ensure!(registry.join("installed").exists(), "no registry below {}: run tests/install.sh test", target.display());
+    Ok(registry)
+}
+
+/// The one archive of that name; the installed version is `tests/install.sh`'s to know.
+fn program() -> Result<PathBuf> {
+    for file in fs::read_dir(installed()?)? {
+        let path = file?.path();
+        if path.to_string_lossy().ends_with("-runner.jar") {
+            return Ok(path);
+        }
+    }
+    bail!("the registry's program is missing: run tests/install.sh test")
+}
+
+fn python() -> Result<PathBuf> {
+    Ok(installed()?.join("python/bin/python"))
+}
