@@ -141,6 +141,8 @@ pub struct Column {
     pub toastable: bool,
     /// The type has a binary send function; without one the server sends text even where binary was asked for.
     pub has_binary: bool,
+    /// Of an enum, a domain over one and an array of one: its labels, in their order.
+    pub enum_labels: Vec<String>,
 }
 
 /// A foreign key of a live table.

@@ -212,6 +212,7 @@ impl DesiredColumn {
             has_default: self.default.is_some(),
             toastable: false,
             has_binary: true,
+            enum_labels: Vec::new(),
         }
     }
 }

@@ -50,7 +50,8 @@ AND CASE WHEN $1
 ORDER BY 2, 3";
 
 // A domain's base type may be a domain again: follow until it is none. An array is a type of variable length that is
-// subscripted as arrays are; int2vector and its like are not.
+// subscripted as arrays are; int2vector and its like are not. Labels are those of the type itself or of its elements'; an
+// array of a domain over an enum has none.
 const COLUMNS: &str = "
 WITH RECURSIVE base AS (
   SELECT t.oid AS type, t.oid AS base, t.typtype, t.typbasetype, t.typnotnull AS not_null, t.typtypmod AS modifier
@@ -70,7 +71,10 @@ SELECT a.attrelid, a.attname::text AS name, a.atttypid, a.atttypmod, format_type
        END AS type_kind,
        a.attnotnull OR base.not_null AS not_null, a.attgenerated <> '' AS generated,
        a.atthasdef AND a.attgenerated = '' OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS has_default,
-       a.attlen = -1 AND a.attstorage <> 'p' AS toastable, wire.typsend <> 0 AS has_binary
+       a.attlen = -1 AND a.attstorage <> 'p' AS toastable, wire.typsend <> 0 AS has_binary,
+       ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e
+             WHERE e.enumtypid IN (wire.oid, wire.typelem)
+             ORDER BY e.enumsortorder) AS enum_labels
 FROM pg_attribute AS a
 JOIN pg_type AS t ON t.oid = a.atttypid
 JOIN base ON base.type = a.atttypid AND base.typtype <> 'd'
@@ -228,6 +232,7 @@ fn column(row: &Row) -> Result<Column, SqlError> {
         has_default: row.try_get("has_default")?,
         toastable: row.try_get("toastable")?,
         has_binary: row.try_get("has_binary")?,
+        enum_labels: row.try_get("enum_labels")?,
     })
 }
 

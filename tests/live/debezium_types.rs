@@ -36,6 +36,10 @@ CREATE TABLE ranges (pk serial PRIMARY KEY, ts tsrange, tz tstzrange, d daterang
 CREATE TABLE nests (pk serial PRIMARY KEY, p point, hs hstore, ia int[], ba bigint[], ta text[], ca char(10)[], da date[],
   na numeric(10,2)[], va numeric[], cta citext[], ina inet[], tsra tsrange[], ua uuid[], ja json[], jba jsonb[], oa oid[],
   bya bytea[], lta ltree[], moa mood[], hsa hstore[], tza timestamptz[], ma money[], two int[]);
+CREATE DOMAIN price AS numeric(8,2); CREATE DOMAIN low_price AS price CHECK (VALUE < 1000);
+CREATE DOMAIN milli AS timestamp(3); CREATE DOMAIN flags AS bit(3); CREATE DOMAIN humour AS mood;
+CREATE DOMAIN prices AS numeric(8,2)[];
+CREATE TABLE domains (pk serial PRIMARY KEY, n price, low low_price, ts milli, bs flags, mo humour, moa humour[], na prices);
 "#;
 
 /// A table, what is inserted into it and what its row then is.
@@ -103,6 +107,13 @@ fn tables() -> Vec<(&'static str, &'static str, Value)> {
             }),
         ),
         ("nests", NESTS, nests()),
+        (
+            "domains",
+            "1, 123.45, -0.01, '2016-11-04T13:51:30.123', '101', 'sad', '{ok}', '{1.2}'",
+            json!({
+                "pk": 1, "n": "MDk=", "low": "/w==", "ts": 1_478_267_490_123_i64, "bs": "BQ==", "mo": "sad", "na": ["eA=="],
+            }),
+        ),
     ]
 }
 
@@ -130,15 +141,15 @@ fn nests() -> Value {
 }
 
 fn columns(table: &Table) -> Vec<Column> {
-    let labels = |wire_type: &str| match wire_type.trim_end_matches("[]").rsplit('.').next() {
-        Some("mood") => ["sad", "ok", "happy"].map(str::to_owned).to_vec(),
-        _ => Vec::new(),
-    };
-    table.columns.iter().map(|column| Column::of(column, labels(&column.wire_type))).collect()
+    table.columns.iter().map(Column::of).collect()
 }
 
 /// The table's one row after a change, as the event has it.
 fn after(table: &Table, cells: &[Cell<'_>], options: &Options) -> Result<Value> {
+    Ok(event(table, cells, options)?["after"].clone())
+}
+
+fn event(table: &Table, cells: &[Cell<'_>], options: &Options) -> Result<Value> {
     let origin = Origin { version: "1", name: "src", database: "db" };
     let shape = TableShape::new(&origin, &table.name, &columns(table), &table.primary_key, options)?;
     let info = SourceInfo {
@@ -151,8 +162,16 @@ fn after(table: &Table, cells: &[Cell<'_>], options: &Options) -> Result<Value> 
     let mut out = Vec::new();
     let change = Change::Create { after: cells.iter().copied() };
     shape.value(&mut out, &change, &info, None, UnixMicros(0)).with_context(|| format!("table {}", table.name))?;
-    let event: Value = serde_json::from_slice(&out)?;
-    Ok(event["after"].clone())
+    Ok(serde_json::from_slice(&out)?)
+}
+
+/// What the event's schema says of a column.
+fn said(event: &Value, column: &str) -> Value {
+    let field = |of: &Value, name: &str| {
+        let fields = of["fields"].as_array().into_iter().flatten();
+        fields.into_iter().find(|field| field["field"] == name).cloned().unwrap_or_default()
+    };
+    field(&field(&event["schema"], "after"), column)
 }
 
 async fn text_row(client: &Client, table: &Table) -> Result<Vec<Option<String>>> {
@@ -227,5 +246,37 @@ async fn both_forms_of_debezium_s_tables_are_what_its_tests_expect() -> Result<(
         // Text money is as the server prints it; its digits are the same.
         ensure!(one == two, "{name} under other modes is\n{one}\nin text and\n{two}\nin binary");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn labels_of_enums_and_limits_of_domains_are_in_the_schemas() -> Result<()> {
+    let cluster = Cluster::start("debezium-schemas", Version::V15, ClusterOptions::default())?;
+    cluster.execute("postgres", SCHEMA).await?;
+    let client = cluster.connect("postgres").await?;
+    client.batch_execute("ALTER TYPE mood ADD VALUE 'fine' BEFORE 'happy'").await?;
+    let names = ["texts", "nests", "domains"].map(|name| TableName::new("public", name));
+    let catalog = read_tables(&client, Wanted::Named(&names)).await?;
+    let of = |name: &str, column: &str| -> Result<Value> {
+        let table = catalog.table(&TableName::new("public", name)).context("a table")?;
+        let mut cells = vec![Cell::Null; table.columns.len()];
+        cells[0] = Cell::Text(b"1");
+        let event = event(table, &cells, &Options { schemas: true, ..Options::default() })?;
+        Ok(said(&event, column))
+    };
+    let labels = json!({"allowed": "sad,ok,fine,happy"});
+    for (table, column) in [("texts", "mo"), ("domains", "mo")] {
+        let schema = of(table, column)?;
+        assert_eq!((&schema["name"], &schema["parameters"]), (&json!("io.debezium.data.Enum"), &labels), "{table}.{column}");
+    }
+    let array = of("nests", "moa")?;
+    assert_eq!((&array["type"], &array["items"]["parameters"]), (&json!("array"), &labels));
+    assert_eq!(of("domains", "moa")?, Value::Null, "Debezium has no array of a domain");
+    let decimal = json!({"scale": "2", "connect.decimal.precision": "8"});
+    assert_eq!(of("domains", "n")?["parameters"], decimal);
+    assert_eq!(of("domains", "low")?["parameters"], decimal, "through another domain");
+    assert_eq!(of("domains", "na")?["items"]["parameters"], decimal);
+    assert_eq!(of("domains", "ts")?["name"], "io.debezium.time.Timestamp");
+    assert_eq!(of("domains", "bs")?["parameters"], json!({"length": "3"}));
     Ok(())
 }

@@ -78,8 +78,7 @@ pub(in crate::mapping) fn plan(
             format: topic.format,
             options: topic.options.clone(),
             partitions,
-            // The labels of enums are said by schemas only.
-            columns: columns.iter().map(|column| debezium::Column::of(column, Vec::new())).collect(),
+            columns: columns.iter().map(|column| debezium::Column::of(column)).collect(),
         }),
     })
 }

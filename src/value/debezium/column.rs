@@ -17,7 +17,7 @@
 //! | `hstore` | string (`Json`) or map, by `hstore_handling_mode` |
 //! | `point` | struct (`Point`) |
 //! | arrays of these, but for `bit`, `interval`, `money`, `name`, `point`, `xml` | array |
-//! | a domain | as its base type, without the length or scale that the domain sets |
+//! | a domain | as its base type, with the length or scale that the domain (or one under it) sets |
 //! | all others | left out, or the bytes of their text with `include_unknown_datatypes` |
 
 use postgres_types::{Kind as PostgresKind, Type};
@@ -45,14 +45,14 @@ pub struct Column {
 }
 
 impl Column {
-    /// A column as the catalog has it; `labels` if it is an enum or an array of one.
-    pub fn of(column: &catalog::Column, labels: Vec<String>) -> Column {
+    /// A column as the catalog has it.
+    pub fn of(column: &catalog::Column) -> Column {
         let bare_name = column.wire_type.rsplit('.').next().unwrap_or_default().replace('"', "");
         Column {
             name: column.name.clone(),
             source: SourceType::of(column),
             type_name: bare_name,
-            labels,
+            labels: column.enum_labels.clone(),
             nullable: !column.not_null,
             excluded: false,
         }

@@ -132,6 +132,7 @@ fn column(text: &str) -> Column {
         toastable,
         wire_modifier: -1,
         has_binary: true,
+        enum_labels: Vec::new(),
     }
 }
 
