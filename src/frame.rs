@@ -82,6 +82,12 @@ pub fn change_lsn(bytes: &[u8], row: usize) -> Option<Lsn> {
     is_frame.then(|| Lsn(u64::from_be_bytes(*lsn)))
 }
 
+/// Where the message stands in the WAL whose frame stands at the front of `bytes`, as the frame says; `None` if it does not.
+pub fn message_lsn(bytes: &[u8]) -> Option<Lsn> {
+    let lsn = u64::from_be_bytes(*bytes.get(6..)?.first_chunk::<8>()?);
+    (lsn != 0).then_some(Lsn(lsn))
+}
+
 /// The server's clock when it sent the message whose frame stands at the front of `bytes`.
 pub fn sent_at(bytes: &[u8]) -> Option<UnixMicros> {
     let clock = bytes.get(XLOG_HEADER_BYTES - 8..)?.first_chunk::<8>()?;

@@ -7,10 +7,10 @@ use bytes::Bytes;
 
 use super::fold::Fold;
 use super::terms::{BatchLimits, BuildError, TableCause, Taken, Taking};
-use super::{Batch, BatchEnd, RowOp, RowRef};
+use super::{Batch, BatchEnd, Emptied, RowOp, RowRef};
 use crate::assemble::{AssembleError, Assembler, Begin, Change, Step};
 use crate::catalog::TableName;
-use crate::checkpoint::{Checkpoint, Position, UnixMicros};
+use crate::checkpoint::{Checkpoint, UnixMicros};
 use crate::frame::{self, FrameError};
 use crate::lsn::Lsn;
 use crate::mapping::bind::Binding;
@@ -193,8 +193,10 @@ impl Builder {
                 Step::Relation(index) => self.feed(index),
                 Step::Truncate { truncate, ordinal } => {
                     if !self.skipping {
-                        for oid in truncate.relations() {
-                            self.truncate(oid, ordinal)?;
+                        let lsn = frame::message_lsn(&block[frame_at..]);
+                        for (place, oid) in (0..).zip(truncate.relations()) {
+                            let transaction = self.transaction();
+                            self.truncate(oid, Emptied { entries_before: 0, transaction, ordinal, place, lsn })?;
                         }
                     }
                 }
@@ -299,7 +301,7 @@ impl Builder {
             }
             let fold = self.fold_for(route, relation)?;
             let binding = self.folds[fold].binding();
-            let transaction = u32::try_from(self.transactions.len() - 1).expect("few transactions in a batch");
+            let transaction = self.transaction();
             let fold = &mut self.folds[fold];
             // Columns that this layout does not have yet are written out behind the row.
             let wider = self.routes[route].bound.as_ref().filter(|(_, binding)| binding.appended_columns > 0);
@@ -347,7 +349,7 @@ impl Builder {
         Ok(())
     }
 
-    fn truncate(&mut self, oid: u32, ordinal: u64) -> Result<(), BuildError> {
+    fn truncate(&mut self, oid: u32, statement: Emptied) -> Result<(), BuildError> {
         let Some(relation) = self.assembler.index_of(oid) else {
             return Err(AssembleError::UnknownRelation { oid }.into());
         };
@@ -355,10 +357,15 @@ impl Builder {
         for route in self.fed[relation].clone() {
             if self.takes(route) {
                 let fold = self.fold_for(route, relation)?;
-                self.folds[fold].truncate(Position { commit_lsn, ordinal });
+                self.folds[fold].truncate(commit_lsn, statement);
             }
         }
         Ok(())
+    }
+
+    /// The open transaction's index in the batch.
+    fn transaction(&self) -> u32 {
+        u32::try_from(self.transactions.len() - 1).expect("few transactions in a batch")
     }
 
     fn takes(&self, route: usize) -> bool {

@@ -11,8 +11,9 @@ use bytes::Bytes;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::multiset::{Images, Incomplete, Multiset};
-use super::{Counts, Entry, Net, RowRef, TableBatch, cell_at};
+use super::{Counts, Emptied, Entry, Net, RowRef, TableBatch, cell_at};
 use crate::checkpoint::Position;
+use crate::lsn::Lsn;
 use crate::mapping::bind::Binding;
 use crate::mapping::plan::{DeleteMode, Mode, Plan};
 use crate::tuple::Cell;
@@ -46,6 +47,7 @@ pub struct Fold {
     bindings: Vec<Arc<Binding>>,
     rows: Vec<RowRef>,
     truncate: Option<Position>,
+    emptied: Vec<Emptied>,
     entries: Vec<Entry>,
     keys: Vec<Key>,
     key_bytes: Vec<u8>,
@@ -76,6 +78,7 @@ impl Fold {
             bindings: vec![binding.clone()],
             rows: Vec::with_capacity(expected),
             truncate: None,
+            emptied: Vec::new(),
             entries: Vec::with_capacity(expected),
             keys: Vec::with_capacity(if is_keyed { expected } else { 0 }),
             key_bytes: Vec::new(),
@@ -112,7 +115,7 @@ impl Fold {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.truncate.is_none()
+        self.rows.is_empty() && self.truncate.is_none() && self.emptied.is_empty()
     }
 
     fn add_row(&mut self, row: RowRef) -> u32 {
@@ -275,13 +278,17 @@ impl Fold {
         Ok(())
     }
 
-    /// Takes a TRUNCATE: all before it in the batch is void, or deleted softly.
-    pub fn truncate(&mut self, at: Position) {
+    /// Takes a TRUNCATE: all before it in the batch is void, or deleted softly. Where every change is kept, it is one more.
+    pub fn truncate(&mut self, commit_lsn: Lsn, statement: Emptied) {
         self.counts.truncates += 1;
+        if self.keeps_all {
+            self.emptied.push(Emptied { entries_before: self.entries.len(), ..statement });
+            return;
+        }
         if self.plan.delete == DeleteMode::Ignore || self.plan.mode == Mode::Append {
             return;
         }
-        self.truncate = Some(at);
+        self.truncate = Some(Position { commit_lsn, ordinal: statement.ordinal });
         if self.plan.delete == DeleteMode::Soft {
             for entry in &mut self.entries {
                 if matches!(entry.net, Net::Insert | Net::Upsert) {
@@ -309,6 +316,7 @@ impl Fold {
             bindings: self.bindings,
             rows: self.rows,
             truncate: self.truncate,
+            emptied: self.emptied,
             entries: self.multiset.map_or(self.entries, |multiset| multiset.entries()),
             counts: self.counts,
         }

@@ -86,6 +86,20 @@ pub struct Entry {
     pub clears: Option<Net>,
 }
 
+/// A TRUNCATE of a table whose changes are all kept: where it stands among them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Emptied {
+    /// This many of the table's entries come before it.
+    pub entries_before: usize,
+    /// Index into [`Batch::transactions`].
+    pub transaction: u32,
+    pub ordinal: u64,
+    /// The table's place among those that the statement names.
+    pub place: u32,
+    /// Where it stands in the WAL, if its frame says so.
+    pub lsn: Option<Lsn>,
+}
+
 /// What a batch does to one target table.
 #[derive(Debug)]
 pub struct TableBatch {
@@ -96,6 +110,8 @@ pub struct TableBatch {
     pub rows: Vec<RowRef>,
     /// The table is emptied before anything else, by the TRUNCATE that stands here.
     pub truncate: Option<Position>,
+    /// Of a table whose changes are all kept (a topic): its TRUNCATEs, in their order.
+    pub emptied: Vec<Emptied>,
     /// One a key. Without a key one for each row that is new or goes, so that equal rows have several.
     pub entries: Vec<Entry>,
     pub counts: Counts,
@@ -159,7 +175,9 @@ impl Batch {
 
     /// Nothing but a checkpoint.
     pub fn is_rowless(&self) -> bool {
-        self.tables.iter().all(|table| table.entries.is_empty() && table.truncate.is_none())
+        let is_rowless =
+            |table: &TableBatch| table.entries.is_empty() && table.truncate.is_none() && table.emptied.is_empty();
+        self.tables.iter().all(is_rowless)
     }
 
     /// The cells of a row, in wire order; unchanged values not looked up.

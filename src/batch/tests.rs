@@ -304,3 +304,61 @@ fn backlog_is_gathered_and_a_live_stream_is_not() {
     builder.push(&Bytes::from(idle), 0).expect("well formed");
     assert!(builder.gathers_for().is_zero() && !builder.is_behind(), "nothing more comes");
 }
+
+/// A plan whose changes all become messages.
+fn topic_plan() -> crate::mapping::plan::Plan {
+    use crate::mapping::kafka::Skipped;
+    use crate::mapping::plan::{Topic, TopicFormat, TopicOptions};
+    let topic = Topic {
+        name: "s.public.t".to_owned(),
+        prefix: "s".to_owned(),
+        format: TopicFormat::DebeziumJson,
+        options: TopicOptions { tombstones: true, skipped: Skipped::NONE, values: Default::default() },
+        partitions: 1,
+        columns: Vec::new(),
+    };
+    crate::mapping::plan::Plan { topic: Some(topic), ..plan(Mode::Append, DeleteMode::Hard) }
+}
+
+#[test]
+fn truncates_of_a_topic_keep_their_place() {
+    let truncate = Action::Truncate;
+    let first = [insert(1), truncate.clone(), truncate.clone(), insert(2)];
+    let last = [insert(3), truncate.clone()];
+    let transactions: [&[Action]; 3] = [&first, std::slice::from_ref(&truncate), &last];
+    let history = History::of(&transactions, Identity::Key);
+    let block = blocks(&history.messages, &[usize::MAX]).remove(0);
+    // Whole, and in parts of one row each.
+    for rows in [usize::MAX, 1] {
+        let limits = BatchLimits { rows, bytes: usize::MAX, commits: u64::MAX };
+        let mut builder = Builder::new(&[Arc::new(topic_plan())], Checkpoint::default(), limits);
+        builder.set_taking(0, Taking::From(Lsn::ZERO));
+        let (mut told, mut at, mut is_more) = (Vec::new(), 0, true);
+        while is_more {
+            match builder.push(&block, at).expect("a valid history") {
+                Taken::Until(rest) => at = rest,
+                Taken::Whole => is_more = false,
+            }
+            let batch = builder.take();
+            for table in &batch.tables {
+                assert!(table.truncate.is_none() && !batch.is_rowless());
+                let mut emptied = table.emptied.iter().peekable();
+                for place in 0..=table.entries.len() {
+                    while let Some(one) = emptied.next_if(|one| one.entries_before == place) {
+                        let commit_lsn = batch.transactions[one.transaction as usize].commit_lsn;
+                        told.push((commit_lsn, one.ordinal, "t"));
+                    }
+                    if let Some(entry) = table.entries.get(place) {
+                        let position = batch.position(&table.rows[entry.row as usize]);
+                        told.push((position.commit_lsn, position.ordinal, "c"));
+                    }
+                }
+                assert_eq!(emptied.next(), None);
+            }
+        }
+        let lsn = |number: u64| Lsn(history::FIRST_LSN + number * history::STEP);
+        let first = [(lsn(0), 1, "c"), (lsn(0), 2, "t"), (lsn(0), 3, "t"), (lsn(0), 4, "c")];
+        let rest = [(lsn(1), 1, "t"), (lsn(2), 1, "c"), (lsn(2), 2, "t")];
+        assert_eq!(told, [&first[..], &rest].concat(), "{rows} rows a batch");
+    }
+}

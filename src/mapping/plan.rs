@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::catalog::TableName;
 use crate::lsn::Lsn;
+use crate::mapping::kafka::Skipped;
 use crate::value::clickhouse::rowbinary::wants_text;
 use crate::value::clickhouse::types::{OnOverflow, SourceType};
 use crate::value::debezium;
@@ -209,6 +210,7 @@ pub struct Topic {
 pub struct TopicOptions {
     /// A delete is followed by a message without a value, so that compaction forgets the key.
     pub tombstones: bool,
+    pub skipped: Skipped,
     pub values: debezium::Options,
 }
 

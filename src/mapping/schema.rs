@@ -252,6 +252,9 @@ struct TopicSchema {
     partitions: Option<u32>,
     /// A delete is followed by a message without a value, so that compaction forgets the key; by default true.
     tombstones: Option<bool>,
+    /// Changes of which no message is made, by Debezium's letters: "c", "u", "d", "t", or "none"; by default "t", TRUNCATE.
+    #[schemars(extend("examples" = ["t", "none", "u,t"]))]
+    skipped_operations: Option<OneOrMore>,
     /// JSON comes with Kafka Connect's schema; by default false.
     schemas: Option<bool>,
     /// How `numeric` and `money` are written, by default "precise".

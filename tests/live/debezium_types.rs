@@ -267,7 +267,11 @@ async fn labels_of_enums_and_limits_of_domains_are_in_the_schemas() -> Result<()
     let labels = json!({"allowed": "sad,ok,fine,happy"});
     for (table, column) in [("texts", "mo"), ("domains", "mo")] {
         let schema = of(table, column)?;
-        assert_eq!((&schema["name"], &schema["parameters"]), (&json!("io.debezium.data.Enum"), &labels), "{table}.{column}");
+        assert_eq!(
+            (&schema["name"], &schema["parameters"]),
+            (&json!("io.debezium.data.Enum"), &labels),
+            "{table}.{column}"
+        );
     }
     let array = of("nests", "moa")?;
     assert_eq!((&array["type"], &array["items"]["parameters"]), (&json!("array"), &labels));

@@ -23,7 +23,6 @@ mod huge;
 mod identity;
 mod journal_modes;
 mod kafka;
-mod kafka_avro;
 mod kafka_secured;
 mod kafka_sink;
 mod keyless;

@@ -6,6 +6,7 @@
 mod expand;
 mod pattern;
 mod plan;
+mod skipped;
 mod syntax;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::catalog::TableName;
 pub(super) use expand::{Expanded, expand};
 pub use pattern::Pattern;
 pub(super) use plan::plan;
+pub use skipped::Skipped;
 pub(super) use syntax::topic;
 pub use syntax::{TOPIC_KEYS, TopicMapping};
 

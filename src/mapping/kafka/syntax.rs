@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Pattern;
+use super::{Pattern, skipped};
 use crate::catalog::TableName;
 use crate::config::document::{Alone, Entry, Reader, Value, find};
 use crate::diagnostic::Finding;
@@ -10,7 +10,7 @@ use crate::mapping::plan::{TopicFormat, TopicOptions};
 use crate::mapping::syntax::{At, at, span};
 use crate::value::debezium::{BinaryMode, DecimalMode, HstoreMode, IntervalMode, Options, TimePrecision};
 
-pub const TOPIC_KEYS: [&str; 17] = [
+pub const TOPIC_KEYS: [&str; 18] = [
     "tables",
     "exclude_tables",
     "exclude",
@@ -19,6 +19,7 @@ pub const TOPIC_KEYS: [&str; 17] = [
     "format",
     "partitions",
     "tombstones",
+    skipped::KEY,
     "schemas",
     "decimal_handling_mode",
     "time_precision_mode",
@@ -197,7 +198,8 @@ fn options(reader: &mut Reader, section: &[Entry]) -> TopicOptions {
         unavailable_value_placeholder: placeholder.unwrap_or(&defaults.unavailable_value_placeholder).to_owned(),
         schemas: boolean(reader, section, "schemas", false),
     };
-    TopicOptions { tombstones: boolean(reader, section, "tombstones", true), values }
+    let tombstones = boolean(reader, section, "tombstones", true);
+    TopicOptions { tombstones, skipped: skipped::skipped(reader, section), values }
 }
 
 fn fraction_digits(reader: &mut Reader, section: &[Entry], default: u8) -> u8 {

@@ -2,8 +2,9 @@
 
 use super::encode::{At, Images};
 use super::{KafkaSink, apply_error};
-use crate::batch::{Batch, BatchEnd, Net, RowRef, TableBatch};
+use crate::batch::{Batch, BatchEnd, Emptied, Entry, Net, RowRef, TableBatch};
 use crate::checkpoint::UnixMicros;
+use crate::lsn::Lsn;
 use crate::sink::{ApplyError, Durable};
 use crate::tuple::Cell;
 use crate::value::debezium::Old;
@@ -17,7 +18,10 @@ impl KafkaSink {
         self.begin().await?;
         let now = UnixMicros::now();
         for batched in &batch.tables {
-            self.send_table(batch, batched, now).await?;
+            let mut reader = Reader::new(batch, batched);
+            for step in steps(batched) {
+                self.send(batch, &mut reader, step, now).await?;
+            }
         }
         let BatchEnd::Commit(checkpoint) = batch.end else { return Ok(None) };
         assert!(checkpoint.end_lsn >= self.checkpoint.end_lsn, "checkpoint goes back to {}", checkpoint.end_lsn);
@@ -25,38 +29,104 @@ impl KafkaSink {
         Ok(Some(self.durable()))
     }
 
-    async fn send_table(&mut self, batch: &Batch, batched: &TableBatch, now: UnixMicros) -> Result<(), ApplyError> {
-        let plan_index = batched.plan_index;
+    async fn send<'a>(
+        &mut self,
+        batch: &'a Batch,
+        reader: &mut Reader<'a>,
+        step: Step,
+        now: UnixMicros,
+    ) -> Result<(), ApplyError> {
+        let plan_index = reader.batched.plan_index;
         let at_table = |message: String| ApplyError::Table { plan_index, code: None, message };
-        let messages = self.tables[plan_index].as_mut().map_err(|refused| at_table(refused.clone()))?;
-        let (mut rows, mut olds) = (Rows::new(batch, batched), Rows::new(batch, batched));
-        for entry in &batched.entries {
-            let row = &batched.rows[entry.row as usize];
-            let begin = &batch.transactions[row.transaction as usize];
-            // The message's first row tells where the change stands in the WAL.
-            let first = entry.origin.map_or(row, |origin| &batched.rows[origin as usize]);
-            let lsn = batch.change_lsn(first).unwrap_or(begin.commit_lsn);
-            let before = (row.transaction as usize).checked_sub(1).map(|before| batch.transactions[before].commit_lsn);
-            let last_commit = before.unwrap_or(self.checkpoint.commit_lsn);
-            let at = At { begin, last_commit, lsn, ordinal: row.ordinal, now };
-            let images = match (entry.net, entry.origin) {
-                (Net::Delete | Net::MovedAway | Net::Nothing, _) => Images::Delete(old(row, rows.read(entry.row))),
-                (Net::Insert, _) => Images::Insert(rows.read(entry.row)),
-                (Net::Upsert | Net::Tombstone, None) => Images::Update(None, rows.read(entry.row)),
-                (Net::Upsert | Net::Tombstone, Some(origin)) => {
-                    let before = old(&batched.rows[origin as usize], olds.read(origin));
-                    Images::Update(Some(before), rows.read(entry.row))
-                }
-            };
-            for message in messages.change(images, &at).map_err(at_table)? {
-                let sent = message.send(&mut self.producer).await;
-                sent.map_err(|failure| match &failure {
-                    super::KafkaFailure::TooLarge { .. } => at_table(failure.to_string()),
-                    _ => apply_error(&failure),
-                })?;
-            }
+        let place = reader.place(step);
+        let transaction = place.transaction as usize;
+        let begin = &batch.transactions[transaction];
+        let before = transaction.checked_sub(1).map(|before| batch.transactions[before].commit_lsn);
+        let last_commit = before.unwrap_or(self.checkpoint.commit_lsn);
+        let lsn = place.lsn.unwrap_or(begin.commit_lsn);
+        let at = At { begin, last_commit, lsn, ordinal: place.ordinal, order: None, now };
+        let table = self.tables[plan_index].as_mut().map_err(|refused| at_table(refused.clone()))?;
+        let (_, messages) = table.change(reader.images(step), &at).map_err(at_table)?;
+        for message in messages {
+            let sent = message.send(&mut self.producer).await;
+            sent.map_err(|failure| match &failure {
+                super::KafkaFailure::TooLarge { .. } => at_table(failure.to_string()),
+                _ => apply_error(&failure),
+            })?;
         }
         Ok(())
+    }
+}
+
+/// One change of a table's batch.
+#[derive(Clone, Copy)]
+enum Step {
+    Entry(Entry),
+    Emptied(Emptied),
+}
+
+/// A table's changes in the source's order.
+fn steps(batched: &TableBatch) -> impl Iterator<Item = Step> {
+    let ends = batched.emptied.iter().map(|emptied| (emptied.entries_before, Some(*emptied)));
+    let ends = ends.chain(std::iter::once((batched.entries.len(), None)));
+    let runs = ends.scan(0, |from, (until, emptied)| Some((std::mem::replace(from, until)..until, emptied)));
+    runs.flat_map(|(run, emptied)| {
+        batched.entries[run].iter().copied().map(Step::Entry).chain(emptied.map(Step::Emptied))
+    })
+}
+
+/// Where a change stands.
+struct Place {
+    /// Index into [`Batch::transactions`].
+    transaction: u32,
+    ordinal: u64,
+    /// In the WAL, if that is known.
+    lsn: Option<Lsn>,
+}
+
+/// Reads a table's changes.
+struct Reader<'a> {
+    batch: &'a Batch,
+    batched: &'a TableBatch,
+    rows: Rows<'a>,
+    olds: Rows<'a>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(batch: &'a Batch, batched: &'a TableBatch) -> Self {
+        Reader { batch, batched, rows: Rows::new(batch, batched), olds: Rows::new(batch, batched) }
+    }
+
+    fn row(&self, row: u32) -> &'a RowRef {
+        &self.batched.rows[row as usize]
+    }
+
+    fn place(&self, step: Step) -> Place {
+        match step {
+            Step::Emptied(emptied) => {
+                Place { transaction: emptied.transaction, ordinal: emptied.ordinal, lsn: emptied.lsn }
+            }
+            Step::Entry(entry) => {
+                let row = self.row(entry.row);
+                // The message's first row tells where the change stands in the WAL.
+                let lsn = self.batch.change_lsn(self.row(entry.origin.unwrap_or(entry.row)));
+                Place { transaction: row.transaction, ordinal: row.ordinal, lsn }
+            }
+        }
+    }
+
+    fn images(&mut self, step: Step) -> Images<'_, 'a> {
+        let Step::Entry(entry) = step else { return Images::Truncate };
+        let row = self.row(entry.row);
+        match (entry.net, entry.origin) {
+            (Net::Delete | Net::MovedAway | Net::Nothing, _) => Images::Delete(old(row, self.rows.read(entry.row))),
+            (Net::Insert, _) => Images::Insert(self.rows.read(entry.row)),
+            (Net::Upsert | Net::Tombstone, None) => Images::Update(None, self.rows.read(entry.row)),
+            (Net::Upsert | Net::Tombstone, Some(origin)) => {
+                let before = old(self.row(origin), self.olds.read(origin));
+                Images::Update(Some(before), self.rows.read(entry.row))
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::mapping::plan::{Plan, Topic, TopicFormat};
 use crate::tuple::Cell;
 use crate::value::debezium::{
     AvroShape, Change, DeleteHandling, EncodeError, Flat, FlatOptions, FlatShape, NEW_KEY_HEADER, OLD_KEY_HEADER, Old,
-    Origin, ShapeError, Snapshot, SourceInfo, TableShape,
+    Order, Origin, ShapeError, Snapshot, SourceInfo, TableShape,
 };
 
 use super::failure::KafkaFailure;
@@ -19,11 +19,16 @@ use super::registry::SchemaIds;
 pub const LSN_HEADER: &str = "lsn";
 pub const ORDINAL_HEADER: &str = "ordinal";
 
+/// Where a message without a key goes. Always the same one, so that two of them keep their order.
+const KEYLESS_PARTITION: i32 = 0;
+
 /// What a batch says of a row, with the cells of its images by input.
 pub enum Images<'r, 'a> {
     Insert(&'r [Cell<'a>]),
     Update(Option<Old<&'r [Cell<'a>]>>, &'r [Cell<'a>]),
     Delete(Old<&'r [Cell<'a>]>),
+    /// Of all rows.
+    Truncate,
 }
 
 /// Where a change stands.
@@ -34,6 +39,8 @@ pub struct At<'b> {
     /// Of the change itself.
     pub lsn: Lsn,
     pub ordinal: u64,
+    /// The place in its transaction that the change's first event has, if events say so.
+    pub order: Option<Order>,
     /// When its message is made.
     pub now: UnixMicros,
 }
@@ -116,19 +123,20 @@ impl Shape {
         out: &mut Vec<u8>,
         change: &Change<R>,
         info: &SourceInfo,
+        order: Option<Order>,
         now: UnixMicros,
     ) -> Result<Flat, EncodeError> {
         match self {
             Shape::Envelope { shape, tombstones } => {
-                shape.value(out, change, info, None, now)?;
+                shape.value(out, change, info, order, now)?;
                 Ok(envelope_of(change, *tombstones))
             }
             Shape::Avro { shape, schemas, tombstones } => {
                 out.extend_from_slice(&schemas.value.prefix());
-                shape.value(out, change, info, None, now)?;
+                shape.value(out, change, info, order, now)?;
                 Ok(envelope_of(change, *tombstones))
             }
-            Shape::Flat(shape) => shape.value(out, change, info, None, now),
+            Shape::Flat(shape) => shape.value(out, change, info, order, now),
         }
     }
 }
@@ -161,7 +169,8 @@ struct Buffers {
 pub struct Message<'m> {
     topic: &'m str,
     partition: i32,
-    key: &'m [u8],
+    /// `None`: the message is of no row.
+    key: Option<&'m [u8]>,
     value: Option<&'m [u8]>,
     headers: [Option<(&'m str, &'m [u8])>; 3],
     timestamp_ms: i64,
@@ -176,7 +185,7 @@ impl Message<'_> {
         let record = Record {
             topic: self.topic,
             partition: self.partition,
-            key: Some(self.key),
+            key: self.key,
             value: self.value,
             headers: &headers[..count],
             timestamp_ms: self.timestamp_ms,
@@ -217,13 +226,14 @@ impl Messages {
         self.buffers.value.clear();
         self.shape.key(&mut self.buffers.key, cells.clone()).map_err(|error| error.to_string())?;
         let change = Change::Read { after: cells };
-        let written = self.shape.value(&mut self.buffers.value, &change, &info, now);
+        let written = self.shape.value(&mut self.buffers.value, &change, &info, None, now);
         // A row that is there always has a value.
         let _always_a_value = written.map_err(|error| error.to_string())?;
-        Ok(self.message(&self.buffers.key, Some(&self.buffers.value), None, now))
+        Ok(self.message(Some(&self.buffers.key), Some(&self.buffers.value), None, now))
     }
 
-    /// The messages of a change: one, or with a key that changes one for each key, and a tombstone behind each delete.
+    /// The messages of a change: one, or with a key that changes one for each key, and a tombstone behind each delete; none if
+    /// such changes are skipped. How many events they are, tombstones not counted, comes first.
     ///
     /// # Errors
     /// A value has no form in the message.
@@ -231,8 +241,9 @@ impl Messages {
         &mut self,
         images: Images<'_, 'a>,
         at: &At<'_>,
-    ) -> Result<impl Iterator<Item = Message<'_>>, String> {
-        self.encode(images, at).map_err(|error| error.to_string()).map(|sent| self.messages(sent, at.now))
+    ) -> Result<(u64, impl Iterator<Item = Message<'_>>), String> {
+        let sent = self.encode(images, at).map_err(|error| error.to_string())?;
+        Ok((sent.events(), self.messages(sent, at.now)))
     }
 
     fn encode(&mut self, images: Images<'_, '_>, at: &At<'_>) -> Result<Sent, EncodeError> {
@@ -243,21 +254,22 @@ impl Messages {
             lsn: at.lsn,
             xid: Some(at.begin.xid),
         };
-        let Messages { shape, buffers, .. } = self;
+        let Messages { shape, buffers, topic, .. } = self;
+        let skipped = topic.options.skipped;
         buffers.place(at.begin.commit_lsn, at.ordinal);
         let Buffers { key, old_key, value, second, .. } = buffers;
         [&mut *key, &mut *old_key, &mut *value, &mut *second].into_iter().for_each(Vec::clear);
+        let mut sent = Sent::default();
         match images {
-            Images::Insert(row) => {
+            Images::Insert(row) if !skipped.creates => {
                 shape.key(key, row.iter().copied())?;
-                let first = shape.value(value, &Change::Create { after: row.iter().copied() }, &info, at.now)?;
-                Ok(Sent { first, moved: false })
+                let change = Change::Create { after: row.iter().copied() };
+                sent.first = shape.value(value, &change, &info, at.order, at.now)?;
             }
-            Images::Delete(old) => {
+            Images::Delete(old) if !skipped.deletes => {
                 let old = cells(&old);
                 shape.key(key, row_of(&old))?;
-                let first = shape.value(value, &Change::Delete { before: Some(old) }, &info, at.now)?;
-                Ok(Sent { first, moved: false })
+                sent.first = shape.value(value, &Change::Delete { before: Some(old) }, &info, at.order, at.now)?;
             }
             Images::Update(old, row) => {
                 let old = old.as_ref().map(cells);
@@ -266,35 +278,51 @@ impl Messages {
                 match old {
                     Some(old) if shape.key_changes(&old, row.clone()) => {
                         shape.key(old_key, row_of(&old))?;
-                        let first = shape.value(value, &Change::Delete { before: Some(old) }, &info, at.now)?;
-                        let _always_a_value = shape.value(second, &Change::Create { after: row }, &info, at.now)?;
-                        Ok(Sent { first, moved: true })
+                        sent.moved = true;
+                        if !skipped.deletes {
+                            let change = Change::Delete { before: Some(old) };
+                            sent.first = shape.value(value, &change, &info, at.order, at.now)?;
+                        }
+                        if !skipped.creates {
+                            let order = at.order.map(|order| order.after(sent.events()));
+                            sent.second = shape.value(second, &Change::Create { after: row }, &info, order, at.now)?;
+                        }
                     }
+                    _ if skipped.updates => {}
                     before => {
-                        let first = shape.value(value, &Change::Update { before, after: row }, &info, at.now)?;
-                        Ok(Sent { first, moved: false })
+                        let change = Change::Update { before, after: row };
+                        sent.first = shape.value(value, &change, &info, at.order, at.now)?;
                     }
                 }
             }
+            Images::Truncate if !skipped.truncates => {
+                let change = Change::<std::iter::Empty<Cell<'_>>>::Truncate;
+                sent.keyless = true;
+                sent.first = shape.value(value, &change, &info, at.order, at.now)?;
+            }
+            Images::Insert(_) | Images::Delete(_) | Images::Truncate => {}
         }
+        Ok(sent)
     }
 
     fn messages(&self, sent: Sent, now: UnixMicros) -> impl Iterator<Item = Message<'_>> {
         let Buffers { key, old_key, value, second, .. } = &self.buffers;
         let (first_key, new_key) = if sent.moved { (old_key, Some((NEW_KEY_HEADER, &key[..]))) } else { (key, None) };
+        let first_key = (!sent.keyless).then_some(&first_key[..]);
         let has_value = matches!(sent.first, Flat::Value | Flat::ValueThenTombstone);
         let has_tombstone = matches!(sent.first, Flat::Tombstone | Flat::ValueThenTombstone);
+        let has_second = matches!(sent.second, Flat::Value | Flat::ValueThenTombstone);
         let messages = [
             has_value.then(|| self.message(first_key, Some(value), new_key, now)),
             has_tombstone.then(|| self.message(first_key, None, None, now)),
-            sent.moved.then(|| self.message(key, Some(second), Some((OLD_KEY_HEADER, old_key)), now)),
+            has_second.then(|| self.message(Some(key), Some(second), Some((OLD_KEY_HEADER, old_key)), now)),
         ];
         messages.into_iter().flatten()
     }
 
     fn message<'m>(
         &'m self,
-        key: &'m [u8],
+        key: Option<&'m [u8]>,
         value: Option<&'m [u8]>,
         other: Option<(&'m str, &'m [u8])>,
         now: UnixMicros,
@@ -302,7 +330,7 @@ impl Messages {
         let Buffers { lsn, ordinal, .. } = &self.buffers;
         Message {
             topic: &self.topic.name,
-            partition: partition_of(key, self.topic.partitions),
+            partition: key.map_or(KEYLESS_PARTITION, |key| partition_of(key, self.topic.partitions)),
             key,
             value,
             headers: [Some((LSN_HEADER, lsn.as_bytes())), Some((ORDINAL_HEADER, ordinal.as_bytes())), other],
@@ -316,8 +344,24 @@ impl Messages {
 struct Sent {
     /// Of the change, or of the delete of the key that the row had.
     first: Flat,
-    /// A create of the key that the row has now follows.
+    /// Of the create of the key that the row has now.
+    second: Flat,
+    /// The row was given another key.
     moved: bool,
+    /// The change is of no row.
+    keyless: bool,
+}
+
+impl Default for Sent {
+    fn default() -> Self {
+        Sent { first: Flat::Nothing, second: Flat::Nothing, moved: false, keyless: false }
+    }
+}
+
+impl Sent {
+    fn events(self) -> u64 {
+        u64::from(self.first != Flat::Nothing) + u64::from(self.second != Flat::Nothing)
+    }
 }
 
 impl Buffers {

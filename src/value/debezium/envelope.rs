@@ -99,6 +99,13 @@ pub struct Order {
     pub in_table: u64,
 }
 
+impl Order {
+    /// The place behind so many more events of the same table.
+    pub fn after(self, events: u64) -> Order {
+        Order { total: self.total + events, in_table: self.in_table + events }
+    }
+}
+
 /// When the event was made, and what surrounds the change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {

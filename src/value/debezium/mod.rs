@@ -42,7 +42,9 @@ pub use column::Column;
 pub use envelope::{Change, Old, Order, Snapshot, SourceInfo};
 pub use flat::{DeleteHandling, Flat, FlatOptions, FlatShape};
 pub use messages::{Boundary, Encoding, Message, Messages};
-pub use names::{avro_name, heartbeat_topic, table_topic, topic_name, transaction_topic};
+pub use names::{
+    HEARTBEAT_PREFIX, TRANSACTION_TOPIC, avro_name, heartbeat_topic, table_topic, topic_name, transaction_topic,
+};
 pub use options::{BinaryMode, DecimalMode, HstoreMode, IntervalMode, Options, PLACEHOLDER, TimePrecision};
 pub use shape::{Origin, ShapeError, TableShape};
 

@@ -49,14 +49,19 @@ pub fn table_topic(prefix: &str, schema: &str, table: &str) -> String {
     topic_name(&format!("{prefix}.{schema}.{table}"))
 }
 
+/// `topic.transaction`, unless the user names it otherwise.
+pub const TRANSACTION_TOPIC: &str = "transaction";
+/// `topic.heartbeat.prefix`, unless the user names it otherwise.
+pub const HEARTBEAT_PREFIX: &str = "__debezium-heartbeat";
+
 /// Where transactions' begins and ends are told.
-pub fn transaction_topic(prefix: &str) -> String {
-    topic_name(&format!("{prefix}.transaction"))
+pub fn transaction_topic(prefix: &str, topic_transaction: &str) -> String {
+    topic_name(&format!("{prefix}.{topic_transaction}"))
 }
 
 /// Where heartbeats are sent.
-pub fn heartbeat_topic(prefix: &str) -> String {
-    topic_name(&format!("__debezium-heartbeat.{prefix}"))
+pub fn heartbeat_topic(heartbeat_prefix: &str, prefix: &str) -> String {
+    topic_name(&format!("{heartbeat_prefix}.{prefix}"))
 }
 
 #[cfg(test)]
@@ -66,8 +71,8 @@ mod tests {
     #[test]
     fn topics_are_named_as_debezium_names_them() {
         assert_eq!(table_topic("fulfillment", "inventory", "products"), "fulfillment.inventory.products");
-        assert_eq!(transaction_topic("fulfillment"), "fulfillment.transaction");
-        assert_eq!(heartbeat_topic("fulfillment"), "__debezium-heartbeat.fulfillment");
+        assert_eq!(transaction_topic("fulfillment", TRANSACTION_TOPIC), "fulfillment.transaction");
+        assert_eq!(heartbeat_topic(HEARTBEAT_PREFIX, "fulfillment"), "__debezium-heartbeat.fulfillment");
         assert_eq!(
             table_topic("test_server", "Quoted_\" . Schema", "Quoted_\" . Table"),
             "test_server.Quoted___._Schema.Quoted___._Table"

@@ -101,6 +101,10 @@ fn whole_files_can_be_wrong() {
         ("[topic]\ntables = \"course\"\n", &["\"course\" is not schema.table", "m.toml:2:10"]),
         ("[topic]\ntables = \"a.*\"\nname = \"{tabel}\"\n", &["a placeholder that is not known", "{table}"]),
         ("[topic]\ntables = \"a.*\"\npartitions = 0\n", &["\"partitions\" is a number from 1", "m.toml:3:14"]),
+        (
+            "[topic]\ntables = \"a.*\"\nskipped_operations = \"c,x\"\n",
+            &["\"x\" is no operation to skip", "m.toml:3:22"],
+        ),
         ("[topic]\ntables = \"a.*\"\ndecimal_handling_mode = \"strng\"\n", &["did you mean \"string\"?"]),
         ("[tabel.\"a.b\"]\n", &["unknown key \"tabel\" in the mapping file", "did you mean \"table\"?"]),
         ("[table.course]\n", &["\"course\" is not schema.name", "write the schema and the name in one string"]),
