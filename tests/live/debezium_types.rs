@@ -17,7 +17,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use crate::support::cluster::{Cluster, Options as ClusterOptions};
 use crate::support::postgres::Version;
 
-const SCHEMA: &str = r#"
+pub const SCHEMA: &str = r#"
 CREATE EXTENSION hstore; CREATE EXTENSION ltree; CREATE EXTENSION citext; CREATE EXTENSION isn;
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
 CREATE DOMAIN positive AS int CHECK (VALUE > 0);
@@ -43,7 +43,7 @@ CREATE TABLE domains (pk serial PRIMARY KEY, n price, low low_price, ts milli, b
 "#;
 
 /// A table, what is inserted into it and what its row then is.
-fn tables() -> Vec<(&'static str, &'static str, Value)> {
+pub fn tables() -> Vec<(&'static str, &'static str, Value)> {
     vec![
         (
             "numbers",
