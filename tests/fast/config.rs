@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tailwater::config::{Ack, Config, LogFormat, OnError, SinkEnd};
+use tailwater::config::{Ack, Config, LogFormat, OnError, Secret, SinkEnd};
 use tailwater::diagnostic::Findings;
 
 const SMALLEST: &str = r#"
@@ -86,6 +86,25 @@ fn a_clickhouse_sink_has_its_address_and_its_own_batch_sizes() {
 }
 
 #[test]
+fn a_kafka_sink_may_have_a_schema_registry() {
+    let kafka = "[sink.k]\nkind = \"kafka\"\nbrokers = \"h:1\"\n";
+    let of = |registry: &str, environment: &[(&str, &str)]| {
+        let config = parse(&format!("{SMALLEST}{kafka}{registry}"), environment);
+        let config = config.unwrap_or_else(|findings| panic!("{}", findings.render(false)));
+        let SinkEnd::Kafka(end) = &config.sinks["k"].end else { panic!("{:?}", config.sinks["k"]) };
+        (end.registry.clone(), config.warnings.0.len())
+    };
+    assert_eq!(of("", &[]), (None, 0));
+    let table = "schema_registry = { url = \"https://r:8081/v7\", user = \"u\", password = \"p\", ca_file = \"ca.pem\" }\n";
+    let (registry, warnings) = of(table, &[("TAILWATER__SINK__K__SCHEMA_REGISTRY__USER", "other")]);
+    let registry = registry.expect("it is configured");
+    assert_eq!((registry.url.expose(), registry.user.as_deref()), ("https://r:8081/v7", Some("other")));
+    assert_eq!(registry.password.as_ref().map(Secret::expose), Some("p"));
+    assert_eq!((registry.ca_file, warnings), (Some(PathBuf::from("etc/ca.pem")), 0));
+    assert_eq!(of("schema_registry = { url = \"http://u:p@r\" }\n", &[]).1, 1, "a password that travels is warned of");
+}
+
+#[test]
 fn environment_overrides_the_file_and_adds_to_it() {
     let environment = [
         ("TAILWATER__SOURCE__LMS__URL", "postgres://u:p${x}@other/lms"),
@@ -154,6 +173,14 @@ fn every_slip_has_its_finding() {
         ("[sink.k]\nkind = \"kafka\"", &["\"k\" has no \"brokers\"", "add `brokers = "]),
         ("[sink.k]\nkind = \"kafka\"\nbrokers = \"h\"", &["\"brokers\" is not a list of host:port", "7:11"]),
         ("[sink.k]\nkind = \"kafka\"\nbrokers = \"h:1\"\nurl = \"x\"", &["unknown key \"url\" in [sink.k]"]),
+        (
+            "[sink.k]\nkind = \"kafka\"\nbrokers = \"h:1\"\nschema_registry = {}",
+            &["\"schema_registry\" has no \"url\"", "add `url = \"https://registry:8081\"`"],
+        ),
+        (
+            "[sink.k]\nkind = \"kafka\"\nbrokers = \"h:1\"\nschema_registry = { url = \"r:8081\", usr = \"u\" }",
+            &["\"url\" must begin with \"http://\" or \"https://\"", "unknown key \"usr\" in \"schema_registry\""],
+        ),
         ("[sink.k]\nkind = \"postgre\"", &["\"kind\" must be one of", "did you mean \"postgres\"?"]),
         ("[sink.k]\nurl = \"postgres://h/d\"", &["[sink.k] has no \"kind\""]),
         ("[http]\nlisten = \"localhost\"", &["\"listen\" must be an IP address and a port"]),
@@ -229,6 +256,10 @@ fn no_secret_is_ever_drawn() {
         with_source("[source.b]\nurl = \"postgres://u:s3cret@h/d\""),
         with_source("[source.b]\nurl = \"mysql://u:s3cret@h/d\""),
         with_source("[source]\nb = { url = \"postgres://u:s3cret@h/d?a=@\", slott = 1 }"),
+        with_source(
+            "[sink.k]\nkind = \"kafka\"\nbrokers = \"h:1\"\n\
+             schema_registry = { url = \"http://u:s3cret@r\", password = \"s3cret\", usr = \"u\" }",
+        ),
         format!("{SMALLEST}\npasword = \"s3cret\"\n"),
         format!("mask_salt = [\"s3cret\"]{SMALLEST}"),
         format!("mask_salt = \"${{NONE:-s3cret}} ${{X}}\"{SMALLEST}"),

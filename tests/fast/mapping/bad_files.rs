@@ -106,6 +106,10 @@ fn whole_files_can_be_wrong() {
             &["\"x\" is no operation to skip", "m.toml:3:22"],
         ),
         ("[topic]\ntables = \"a.*\"\ndecimal_handling_mode = \"strng\"\n", &["did you mean \"string\"?"]),
+        (
+            "source = \"lms\"\nsink = \"events\"\n[topic]\ntables = \"a.*\"\nformat = \"avro\"\n",
+            &["sink \"events\" has no \"schema_registry\"", "add `schema_registry = { url = ", "m.toml:3:2"],
+        ),
         ("[tabel.\"a.b\"]\n", &["unknown key \"tabel\" in the mapping file", "did you mean \"table\"?"]),
         ("[table.course]\n", &["\"course\" is not schema.name", "write the schema and the name in one string"]),
         ("[view.\"a.b\"]\nrefresh = \"concurently\"\n", &["did you mean \"concurrently\"?"]),

@@ -18,7 +18,7 @@ mod plans;
 mod publications;
 mod schema;
 
-/// A configuration with sources `lms` and `other` and sinks `warehouse` and `second`.
+/// A configuration with sources `lms` and `other` and sinks `warehouse` and `second`, and `events`, which is Kafka.
 fn config() -> Config {
     let text = r#"
         mappings = ["m.toml"]
@@ -33,6 +33,9 @@ fn config() -> Config {
         [sink.second]
         kind = "postgres"
         url = "postgres://u@h/d"
+        [sink.events]
+        kind = "kafka"
+        brokers = "h:9092"
     "#;
     Config::parse(Path::new("tailwater.toml"), text, std::iter::empty()).expect("well formed")
 }
