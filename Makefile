@@ -1,4 +1,5 @@
-# make demo    private Postgres and ClickHouse servers, sample data, a live writer, and tailwater between them
+# make demo    private Postgres and ClickHouse servers, sample data, a live writer, and tailwater between them;
+#              make demo KAFKA=1: a Kafka broker too
 # make test    every test: fast ones, then those against real servers, which they start themselves
 # make bench   tailwater beside native logical replication, in the same run
 # make lint    formatting and clippy, warnings are errors
@@ -9,7 +10,7 @@ CARGO ?= cargo
 .PHONY: help demo test bench lint deps deps-demo
 
 help:
-	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+	@sed -n 's/^# \(make .*\|   .*\)/\1/p' Makefile
 
 deps:
 	@tests/install.sh test
@@ -19,7 +20,7 @@ deps-demo:
 
 demo: deps-demo
 	@echo "demo: building (some minutes when cold), then running; DEMO_SECONDS=20 ends it by itself"
-	@exec $(CARGO) run --locked -- demo
+	@exec $(CARGO) run --locked -- demo $(if $(KAFKA),--kafka)
 
 test: deps
 	@echo "test: building and running tests/fast (no services) and tests/live (private Postgres clusters)"

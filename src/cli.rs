@@ -57,7 +57,7 @@ pub enum Verb {
     Journal(Journal),
     /// Print a shell's completion script
     Completions(Completions),
-    /// Show it all on two private Postgres clusters with sample data
+    /// Show it all on private servers with sample data
     Demo(Demo),
 }
 
@@ -251,11 +251,15 @@ pub struct Completions {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  tailwater demo\n  tailwater demo --seconds 20")]
+#[command(after_help = "Examples:\n  tailwater demo\n  tailwater demo --kafka --seconds 20")]
 pub struct Demo {
     /// End by itself after so many seconds of streaming, with a summary [default: until Ctrl-C]
     #[arg(long, value_name = "SECONDS", env = "DEMO_SECONDS")]
     pub seconds: Option<u64>,
+
+    /// With a Kafka broker too (takes Java, and Kafka where tests/install.sh puts it)
+    #[arg(long)]
+    pub kafka: bool,
 }
 
 /// When to print colour.

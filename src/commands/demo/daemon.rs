@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::clickhouse::ClickHouse;
 use super::cluster::{Cluster, free_port, is_free};
+use super::kafka::Kafka;
 use super::process::{LOOK, RunAs, end, ended_within, guarded, last_lines};
 use super::scratch::Scratch;
 use crate::telemetry::fetch::{FetchError, fetch_status};
@@ -17,6 +18,7 @@ use crate::telemetry::status::Status;
 
 const MAPPING: &str = include_str!("../../../mappings/lessons.toml");
 const CLICKHOUSE_MAPPING: &str = include_str!("../../../mappings/lessons_clickhouse.toml");
+const KAFKA_MAPPING: &str = include_str!("../../../mappings/lessons_events.toml");
 
 const SETUP_WITHIN: Duration = Duration::from_secs(120);
 
@@ -39,12 +41,14 @@ pub const WAREHOUSE: &str = "dwh";
 /// The sinks' names, as the mappings say them.
 pub const POSTGRES_SINK: &str = "warehouse";
 pub const CLICKHOUSE_SINK: &str = "clickhouse";
+pub const KAFKA_SINK: &str = "events";
 
-/// Where the demo's servers are. No ClickHouse where it is not installed.
+/// Where the demo's servers are. No ClickHouse where it is not installed, no Kafka unless it is asked for.
 pub struct Servers<'a> {
     pub source: &'a Cluster,
     pub warehouse: &'a Cluster,
     pub clickhouse: Option<&'a ClickHouse>,
+    pub kafka: Option<&'a Kafka>,
 }
 
 pub struct Daemon {
@@ -60,13 +64,17 @@ impl Daemon {
         let home = scratch.path().to_owned();
         let port = if is_free(USUAL_PORT) { USUAL_PORT } else { free_port()? };
         let mut mappings = vec![("mappings/lessons.toml", MAPPING)];
-        let mut second_sink = String::new();
+        let mut more_sinks = String::new();
         if let Some(clickhouse) = servers.clickhouse {
             mappings.push(("mappings/lessons_clickhouse.toml", CLICKHOUSE_MAPPING));
-            second_sink = format!(
+            more_sinks = format!(
                 "\n[sink.{CLICKHOUSE_SINK}]\nkind          = \"clickhouse\"\nurl           = \"{}\"\npassword_file = \"password\"\n",
                 clickhouse.url()
             );
+        }
+        if let Some(kafka) = servers.kafka {
+            mappings.push(("mappings/lessons_events.toml", KAFKA_MAPPING));
+            more_sinks.push_str(&format!("\n[sink.{KAFKA_SINK}]\n{}", kafka.sink_lines()));
         }
         let names: Vec<&str> = mappings.iter().map(|(name, _)| *name).collect();
         let config = format!(
@@ -76,7 +84,7 @@ impl Daemon {
              [http]\nlisten = \"127.0.0.1:{port}\"\n\n\
              [source.lms]\nurl           = \"{}\"\npassword_file = \"password\"\n\n\
              [sink.{POSTGRES_SINK}]\nkind          = \"postgres\"\nurl           = \"{}\"\npassword_file = \"password\"\n\
-             {second_sink}",
+             {more_sinks}",
             servers.source.daemon_url(SOURCE),
             servers.warehouse.daemon_url(WAREHOUSE)
         );
@@ -106,7 +114,7 @@ impl Daemon {
         Ok(command)
     }
 
-    /// `tailwater setup`, which also makes ClickHouse's tables. A publication takes the tables' owner; all the rest is the
+    /// `tailwater setup`, which also makes ClickHouse's tables and Kafka's topics. A publication takes the tables' owner; all the rest is the
     /// daemon's own role.
     pub async fn set_up(&mut self, source: &Cluster) -> Result<()> {
         let log = self.home.join("setup.log");

@@ -1,9 +1,11 @@
-//! `tailwater demo`: the whole of it on two private Postgres clusters and a ClickHouse server, with an online school's data.
+//! `tailwater demo`: the whole of it on two private Postgres clusters, a ClickHouse server and, where it is asked for, a
+//! Kafka broker, with an online school's data.
 //!
 //! ```text
 //!                                                                ┌──▶ warehouse ◀──┐
 //!  writer ──▶ source ──▶ tailwater setup, run (this same binary) ┤                 ├── watchers
-//!                                  └── /status ──▶ screen        └──▶ ClickHouse ◀─┘
+//!                                  └── /status ──▶ screen        ├──▶ ClickHouse ◀─┤
+//!                                                                └──▶ Kafka ───────┴── a consumer
 //! ```
 //!
 //! Where ClickHouse is not installed it says so and goes on with Postgres alone.
@@ -14,10 +16,13 @@
 mod clickhouse;
 mod cluster;
 mod daemon;
+mod events;
+mod kafka;
 mod process;
 mod scratch;
 mod screen;
 mod summary;
+mod topics;
 mod writer;
 
 use std::time::{Duration, Instant};
@@ -28,7 +33,9 @@ use tokio_postgres::Client;
 
 use self::clickhouse::ClickHouse;
 use self::cluster::{Binaries, Cluster, random_password};
-use self::daemon::{CLICKHOUSE_SINK, Daemon, POSTGRES_SINK, SOURCE, Servers, WAREHOUSE};
+use self::daemon::{CLICKHOUSE_SINK, Daemon, KAFKA_SINK, POSTGRES_SINK, SOURCE, Servers, WAREHOUSE};
+use self::events::{Reader, Seen};
+use self::kafka::{Installed, Kafka};
 use self::scratch::Scratch;
 use self::screen::{Screen, one_line};
 use self::summary::{Ends, Summary, ask};
@@ -36,7 +43,6 @@ use self::writer::{Eye, Watcher, Writer};
 use super::{runtime, say_error};
 use crate::cli::{Cli, Demo, Exit};
 use crate::postgres::error::describe;
-use crate::sink::clickhouse::http;
 use crate::telemetry::human::{count, seconds};
 use crate::telemetry::metrics::TableState;
 use crate::telemetry::status::{SourceState, Status};
@@ -57,6 +63,9 @@ const COPY_WITHIN: Duration = Duration::from_secs(180);
 const COPY_FRAME: Duration = Duration::from_millis(50);
 const FRAME: Duration = Duration::from_millis(500);
 
+/// What the names of the source's topics begin with.
+const TOPICS: &str = "lms.public.";
+
 pub fn run(cli: &Cli, args: &Demo) -> Exit {
     // Children must be started from a thread that lives as long as the process: `block_on` stays on this one.
     match runtime().block_on(demo(cli, args)) {
@@ -71,11 +80,12 @@ pub fn run(cli: &Cli, args: &Demo) -> Exit {
 async fn demo(cli: &Cli, args: &Demo) -> Result<Exit> {
     let mut signals = Signals::new()?;
     let mut screen = Screen::new(cli.color);
-    let mut house = House { daemon: None, clickhouse: None, clusters: Vec::new(), scratch: Scratch::new()? };
+    let mut house =
+        House { daemon: None, clickhouse: None, kafka: None, clusters: Vec::new(), scratch: Scratch::new()? };
     let outcome = tokio::select! {
         biased;
         () = signals.next() => None,
-        outcome = play(&mut house, &mut screen, args.seconds.map(Duration::from_secs)) => Some(outcome),
+        outcome = play(&mut house, &mut screen, args) => Some(outcome),
     };
     screen.settle();
     let outcome = match outcome {
@@ -104,6 +114,7 @@ async fn demo(cli: &Cli, args: &Demo) -> Result<Exit> {
 struct House {
     daemon: Option<Daemon>,
     clickhouse: Option<ClickHouse>,
+    kafka: Option<Kafka>,
     clusters: Vec<Cluster>,
     scratch: Scratch,
 }
@@ -119,6 +130,11 @@ impl House {
                 server.stop().await;
             }
         };
+        let kafka = async {
+            if let Some(broker) = &mut self.kafka {
+                broker.stop().await;
+            }
+        };
         let mut clusters = self.clusters.iter_mut();
         let clusters = async {
             match (clusters.next(), clusters.next()) {
@@ -127,7 +143,7 @@ impl House {
                 (None, _) => {}
             }
         };
-        tokio::join!(clickhouse, clusters);
+        tokio::join!(clickhouse, kafka, clusters);
     }
 
     /// The error with the daemon's last words, before its log goes away with everything else.
@@ -163,14 +179,16 @@ impl Signals {
 }
 
 /// The play from the first to the last act. May be dropped at any point.
-async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) -> Result<Exit> {
+async fn play(house: &mut House, screen: &mut Screen, args: &Demo) -> Result<Exit> {
     let began = Instant::now();
     let password = random_password()?;
-    make_servers(house, screen, &password).await?;
+    // Before anything is started: what was asked for and is not there ends the demo.
+    let kafka = args.kafka.then(Installed::find).transpose()?;
+    make_servers(house, screen, kafka, &password).await?;
     let [source, warehouse] = &house.clusters[..] else { bail!("two servers were not made") };
     fill(source, warehouse, &password, screen).await?;
 
-    let servers = Servers { source, warehouse, clickhouse: house.clickhouse.as_ref() };
+    let servers = Servers { source, warehouse, clickhouse: house.clickhouse.as_ref(), kafka: house.kafka.as_ref() };
     let daemon = house.daemon.insert(Daemon::configure(&house.scratch, &servers, &password)?);
     daemon.set_up(source).await?;
     let clickhouse = match servers.clickhouse {
@@ -180,29 +198,35 @@ async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) 
         }
         None => None,
     };
+    let events = servers.kafka.map(|kafka| Reader::start(kafka, TOPICS)).transpose()?;
     screen.done("setup", "publication, slot, state tables; in Postgres its roles have the least rights");
     let writer = Writer::start(source.connect(SOURCE).await?);
     let warehouse_client = warehouse.connect(WAREHOUSE).await?;
     daemon.start().await?;
     screen.done("status", &format!("{}/, as JSON /status, for Prometheus /metrics", daemon.url()));
-    let psql = format!("psql -h {} -p {} -U postgres {WAREHOUSE}", warehouse.socket().display(), warehouse.port);
-    screen.done("warehouse", &psql);
-    if let Some(server) = servers.clickhouse {
-        let password = house.scratch.path().join("password");
-        let curl = format!("curl -u \"tailwater:$(cat {})\" {}", password.display(), server.address());
-        screen.done("ClickHouse", &format!("{curl} -d 'SHOW TABLES FROM dwh'"));
-    }
-    screen.line("");
-    watch_copy(daemon, &writer, (&warehouse_client, clickhouse.as_ref()), screen).await?;
+    say_where_to_look(&servers, &house.scratch, screen);
+    let source_client = source.connect(SOURCE).await?;
+    let ends = Ends {
+        source: &source_client,
+        warehouse: &warehouse_client,
+        clickhouse: clickhouse.as_ref(),
+        events: events.as_ref(),
+    };
+    watch_copy(daemon, &writer, &ends, screen).await?;
     screen
         .line(&format!("\nstreaming after {}; lessons change all the while\n", seconds(began.elapsed().as_secs_f64())));
 
-    let mut watchers =
-        vec![Watcher::start(POSTGRES_SINK, Eye::Postgres(warehouse.connect(WAREHOUSE).await?), writer.newest.clone())];
+    let mut eyes = vec![(POSTGRES_SINK, Eye::Postgres(warehouse.connect(WAREHOUSE).await?))];
     if let Some(server) = servers.clickhouse {
-        watchers.push(Watcher::start(CLICKHOUSE_SINK, Eye::ClickHouse(server.client()?), writer.newest.clone()));
+        eyes.push((CLICKHOUSE_SINK, Eye::ClickHouse(server.client()?)));
     }
-    watch_stream(daemon, (&writer, &watchers), screen, length).await?;
+    if let Some(reader) = &events {
+        eyes.push((KAFKA_SINK, Eye::Kafka(reader.checkpoint.clone())));
+    }
+    let watchers = eyes.into_iter().map(|(sink, eye)| Watcher::start(sink, eye, writer.newest.clone()));
+    let watchers: Vec<Watcher> = watchers.collect();
+    let length = args.seconds.map(Duration::from_secs);
+    watch_stream(daemon, (&writer, &watchers, events.as_ref()), screen, length).await?;
 
     screen.settle();
     screen.line("\nthe writer stops; waiting until all has arrived and the views are refreshed …\n");
@@ -211,8 +235,6 @@ async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) 
     for watcher in watchers {
         delays.push(watcher.stop().await?);
     }
-    let source_client = source.connect(SOURCE).await?;
-    let ends = Ends { source: &source_client, warehouse: &warehouse_client, clickhouse: clickhouse.as_ref() };
     let summary = Summary::take(&ends, daemon, &last).await?;
     let status = daemon.status().await?.unwrap_or_default();
     screen.line(&summary.render(&last, &status, &delays));
@@ -222,13 +244,35 @@ async fn play(house: &mut House, screen: &mut Screen, length: Option<Duration>) 
     bail!("source and warehouses differ")
 }
 
-async fn make_servers(house: &mut House, screen: &mut Screen, password: &str) -> Result<()> {
+/// How to look further.
+fn say_where_to_look(servers: &Servers<'_>, scratch: &Scratch, screen: &mut Screen) {
+    let warehouse = servers.warehouse;
+    let psql = format!("psql -h {} -p {} -U postgres {WAREHOUSE}", warehouse.socket().display(), warehouse.port);
+    screen.done("warehouse", &psql);
+    if let Some(server) = servers.clickhouse {
+        let password = scratch.path().join("password");
+        let curl = format!("curl -u \"tailwater:$(cat {})\" {}", password.display(), server.address());
+        screen.done("ClickHouse", &format!("{curl} -d 'SHOW TABLES FROM dwh'"));
+    }
+    if let Some(kafka) = servers.kafka {
+        screen.done("Kafka", &kafka.read_by_hand(&format!("{TOPICS}course")));
+    }
+    screen.line("");
+}
+
+async fn make_servers(house: &mut House, screen: &mut Screen, kafka: Option<Installed>, password: &str) -> Result<()> {
     let binaries = Binaries::find()?;
+    if let Some(installed) = kafka {
+        house.kafka = Some(Kafka::new(&house.scratch, installed, password)?);
+    }
     if let Some(python) = ClickHouse::find() {
         house.clickhouse = Some(ClickHouse::start(&house.scratch, python, password)?);
     }
     for name in ["source", "warehouse"] {
         house.clusters.push(Cluster::new(name, &house.scratch, &binaries)?);
+    }
+    if let Some(kafka) = &mut house.kafka {
+        kafka.start().await?;
     }
     for cluster in &mut house.clusters {
         cluster.start(&binaries).await?;
@@ -248,6 +292,10 @@ async fn make_servers(house: &mut House, screen: &mut Screen, password: &str) ->
             }
         },
         None => screen.done("", "no ClickHouse: it is not installed (tests/install.sh demo does it); Postgres alone"),
+    }
+    if let Some(kafka) = &mut house.kafka {
+        let version = kafka.ready().await?;
+        screen.done("", &format!("Kafka {version}, one node, port {}", kafka.port));
     }
     screen.done("files", &format!("all in {}", house.scratch.path().display()));
     Ok(())
@@ -282,19 +330,15 @@ async fn execute(client: &Client, sql: &str) -> Result<()> {
 }
 
 /// Until every table streams.
-async fn watch_copy(
-    daemon: &mut Daemon,
-    writer: &Writer,
-    (warehouse, clickhouse): (&Client, Option<&http::Client>),
-    screen: &mut Screen,
-) -> Result<()> {
+async fn watch_copy(daemon: &mut Daemon, writer: &Writer, ends: &Ends<'_>, screen: &mut Screen) -> Result<()> {
     let began = Instant::now();
     let mut bars = screen.bars();
     loop {
         let status = daemon.status().await?.unwrap_or_default();
         bars.show(&status);
         refuse_trouble(&status)?;
-        if !status.tables.is_empty() && status.tables.iter().all(|table| table.state == TableState::Streaming) {
+        let is_copied = status.tables.iter().all(|table| table.state == TableState::Streaming);
+        if !status.tables.is_empty() && is_copied && ends.have_read_copies()? {
             break;
         }
         if writer.has_failed() {
@@ -305,17 +349,7 @@ async fn watch_copy(
         }
         tokio::time::sleep(COPY_FRAME).await;
     }
-    let rows = ask(warehouse, "SELECT target, rows FROM tailwater.table_state ORDER BY target").await?;
-    let row_of = |row: &tokio_postgres::Row| (POSTGRES_SINK, row.get(0), row.get::<_, i64>(1).unsigned_abs());
-    let mut copied: Vec<(&str, String, u64)> = rows.iter().map(row_of).collect();
-    if let Some(client) = clickhouse {
-        for row in
-            clickhouse::ask(client, "SELECT target, rows FROM tailwater.table_state FINAL ORDER BY target").await?
-        {
-            let [target, rows] = &row[..] else { bail!("ClickHouse does not say what was copied") };
-            copied.push((CLICKHOUSE_SINK, target.clone(), rows.parse()?));
-        }
-    }
+    let copied = ends.copied().await?;
     bars.finish(&copied);
     drop(bars);
     if screen.is_terminal() {
@@ -346,7 +380,7 @@ fn refuse_trouble(status: &Status) -> Result<()> {
 /// Until the time is over, if it ever is.
 async fn watch_stream(
     daemon: &mut Daemon,
-    (writer, watchers): (&Writer, &[Watcher]),
+    (writer, watchers, events): (&Writer, &[Watcher], Option<&Reader>),
     screen: &mut Screen,
     length: Option<Duration>,
 ) -> Result<()> {
@@ -371,8 +405,22 @@ async fn watch_stream(
             |left| format!("ends in {} s, Ctrl-C ends it now", left.as_secs() + 1),
         );
         let mut below: Vec<String> = seen.iter().map(|seen| format!("just now    {seen}")).collect();
+        let mut line = format!("{}; {}", one_line(&status), seen.join("; "));
+        if let Some(reader) = events {
+            let lines = message_lines(&mut *reader.seen()?);
+            line.extend(lines.iter().take(2).map(|line| format!("; {line}")));
+            let headings = std::iter::once("in Kafka").chain(std::iter::repeat(""));
+            below.extend(headings.zip(lines).map(|(heading, line)| format!("{heading:<12}{line}")));
+        }
         below.extend([format!("status      {}/", daemon.url()), format!("            {end}")]);
-        screen.frame(&status, &below, &format!("{}; {}", one_line(&status), seen.join("; ")));
+        screen.frame(&status, &below, &line);
         tokio::time::sleep(left.map_or(FRAME, |left| left.min(FRAME))).await;
     }
+}
+
+/// How many messages come, and the newest of them.
+fn message_lines(seen: &mut Seen) -> Vec<String> {
+    let rate = count(seen.rate().round() as u64);
+    let total = format!("{rate} messages/s, {} read back", count(seen.messages));
+    std::iter::once(total).chain(seen.newest().map(str::to_owned)).collect()
 }

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 use super::clickhouse;
-use super::daemon::Daemon;
+use super::daemon::{CLICKHOUSE_SINK, Daemon, KAFKA_SINK, POSTGRES_SINK};
+use super::events::Reader;
+use super::topics::{self, Topic};
 use super::writer::{Delays, Written};
 use crate::lsn::Lsn;
 use crate::postgres::error::describe;
@@ -31,6 +33,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// What all ends said once everything should have arrived.
 pub struct Summary {
     relations: Vec<Relation>,
+    /// Empty where there is no Kafka.
+    topics: Vec<Topic>,
     /// Rows of the model's own check: views that differ from their queries, lessons without a module.
     faults: u64,
     /// The lowest of all sinks.
@@ -69,18 +73,45 @@ pub struct Ends<'a> {
     pub source: &'a Client,
     pub warehouse: &'a Client,
     pub clickhouse: Option<&'a http::Client>,
+    pub events: Option<&'a Reader>,
 }
 
 impl Ends<'_> {
+    /// How many rows the first copies brought: sink, target, rows.
+    pub async fn copied(&self) -> Result<Vec<(&'static str, String, u64)>> {
+        let rows = ask(self.warehouse, "SELECT target, rows FROM tailwater.table_state ORDER BY target").await?;
+        let row_of = |row: &Row| (POSTGRES_SINK, row.get(0), row.get::<_, i64>(1).unsigned_abs());
+        let mut copied: Vec<_> = rows.iter().map(row_of).collect();
+        if let Some(client) = self.clickhouse {
+            let sql = "SELECT target, rows FROM tailwater.table_state FINAL ORDER BY target";
+            for row in clickhouse::ask(client, sql).await? {
+                let [target, rows] = &row[..] else { bail!("ClickHouse does not say what was copied") };
+                copied.push((CLICKHOUSE_SINK, target.clone(), rows.parse()?));
+            }
+        }
+        if let Some(reader) = self.events {
+            copied.extend(reader.seen()?.copied().map(|(topic, rows)| (KAFKA_SINK, topic.to_owned(), rows)));
+        }
+        Ok(copied)
+    }
+
+    /// Whether the consumer has read what the first copies brought: how soon it sees a change would else be its own delay.
+    pub fn have_read_copies(&self) -> Result<bool> {
+        let Some(reader) = self.events else { return Ok(true) };
+        let seen = reader.seen()?;
+        Ok(seen.messages >= seen.copied().map(|(_, rows)| rows).sum())
+    }
+
     /// What every sink holds.
     async fn checkpoint(&self) -> Result<Lsn> {
         let rows = ask(self.warehouse, "SELECT min(end_lsn) FROM tailwater.checkpoint").await?;
         let at: Option<PgLsn> = rows.first().and_then(|row| row.get(0));
         let at = at.map_or(Lsn::ZERO, |at| Lsn(at.into()));
-        match self.clickhouse {
-            Some(client) => Ok(at.min(clickhouse::checkpoint(client).await?)),
-            None => Ok(at),
-        }
+        let at = match self.clickhouse {
+            Some(client) => at.min(clickhouse::checkpoint(client).await?),
+            None => at,
+        };
+        Ok(self.events.map_or(at, |reader| at.min(*reader.checkpoint.borrow())))
     }
 }
 
@@ -126,6 +157,10 @@ impl Summary {
             });
             relations.push(Relation { name, source: content(row), warehouse, clickhouse });
         }
+        let topics = match ends.events {
+            Some(reader) => topics::compare(ends.source, reader).await?,
+            None => Vec::new(),
+        };
         let faults = ask(ends.warehouse, WAREHOUSE_CHECK).await?.len() as u64;
         let checkpoint = ends.checkpoint().await?;
         let slot = ask(ends.source, "SELECT min(confirmed_flush_lsn), pg_current_wal_lsn() FROM pg_replication_slots");
@@ -134,6 +169,7 @@ impl Summary {
         let confirmed = slot.get::<_, Option<PgLsn>>(0).context("the source has no slot")?;
         Ok(Summary {
             relations,
+            topics,
             faults,
             checkpoint,
             confirmed: Lsn(confirmed.into()),
@@ -145,7 +181,7 @@ impl Summary {
 
     /// Whether the warehouses are what they should be.
     pub fn is_equal(&self) -> bool {
-        let promised = self.confirmed <= self.checkpoint && self.faults == 0;
+        let promised = self.confirmed <= self.checkpoint && self.faults == 0 && self.topics.iter().all(Topic::is_equal);
         promised && !self.relations.is_empty() && self.relations.iter().all(Relation::is_equal)
     }
 
@@ -169,6 +205,10 @@ impl Summary {
             line(&each.name, counts.each_ref().map(String::as_str), verdict);
         }
         lines.push(String::new());
+        if !self.topics.is_empty() {
+            lines.extend(topics::render(&self.topics));
+            lines.push(String::new());
+        }
         lines.push(match self.faults {
             0 => "views       equal their queries over the warehouse's tables".to_owned(),
             faults => format!("views       DIFFER from their queries in {} rows", count(faults)),
@@ -183,12 +223,13 @@ impl Summary {
         lines.push(String::new());
         let after = |duration: Duration| seconds(duration.as_secs_f64());
         let waited = after(self.waited);
+        let ends = if self.topics.is_empty() { "databases" } else { "databases and topics" };
         lines.push(match (self.is_equal(), self.arrived) {
             (true, Some(arrived)) => {
-                format!("All databases agree: the tables within {}, the views within {waited}.", after(arrived))
+                format!("All {ends} agree: the tables within {}, the views within {waited}.", after(arrived))
             }
-            (true, None) => format!("All databases agree within {waited}."),
-            (false, _) => format!("The databases DIFFER, {waited} after the last change."),
+            (true, None) => format!("All {ends} agree within {waited}."),
+            (false, _) => format!("The {ends} DIFFER, {waited} after the last change."),
         });
         lines.join("\n")
     }
@@ -246,6 +287,7 @@ mod tests {
         };
         Summary {
             relations: vec![relation],
+            topics: Vec::new(),
             faults,
             checkpoint: Lsn(10),
             confirmed: Lsn(confirmed),

@@ -23,7 +23,7 @@ const STEP_EVERY: Duration = Duration::from_millis(10);
 const LOOK_FOR_EVERY: Duration = Duration::from_millis(200);
 
 /// Between two looks at a warehouse for one of them; a measured delay is too long by this at most.
-const POLL_POSTGRES_EVERY: Duration = Duration::from_millis(1);
+const POLL_EVERY: Duration = Duration::from_millis(1);
 const POLL_CLICKHOUSE_EVERY: Duration = Duration::from_millis(5);
 
 /// Delays kept: the newest.
@@ -109,12 +109,14 @@ pub struct Seen {
 pub enum Eye {
     Postgres(Client),
     ClickHouse(http::Client),
+    /// The checkpoint that a consumer has read.
+    Kafka(watch::Receiver<Lsn>),
 }
 
 impl Eye {
     fn poll_every(&self) -> Duration {
         match self {
-            Eye::Postgres(_) => POLL_POSTGRES_EVERY,
+            Eye::Postgres(_) | Eye::Kafka(_) => POLL_EVERY,
             Eye::ClickHouse(_) => POLL_CLICKHOUSE_EVERY,
         }
     }
@@ -129,6 +131,7 @@ impl Eye {
                 Ok(row.get(0))
             }
             Eye::ClickHouse(client) => Ok(clickhouse::checkpoint(client).await.context("ask ClickHouse")? > lsn),
+            Eye::Kafka(checkpoint) => Ok(*checkpoint.borrow() > lsn),
         }
     }
 }
