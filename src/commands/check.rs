@@ -245,10 +245,7 @@ async fn read_states(source: &str, ends: &Ends, findings: &mut Findings) -> Vec<
         states.push(clickhouse::sink_state(name, server, source).await);
     }
     for (name, cluster) in &ends.kafka {
-        let remembered = match cluster.has_state().await {
-            Ok(true) => cluster.read(source).await.unwrap_or_default(),
-            Ok(false) | Err(_) => Remembered::default(),
-        };
+        let remembered = cluster.look(source).await.map_or_else(|_| Remembered::default(), |looked| looked.remembered);
         states.push(SinkState {
             name: name.clone(),
             checkpoint: remembered.checkpoint.as_ref().map(|stored| stored.checkpoint),

@@ -1,5 +1,6 @@
 //! `tailwater setup`: publication and slot at the sources, state schema and target tables at the sinks.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::live::{Ends, connect_all, look};
@@ -9,6 +10,7 @@ use crate::config::Config;
 use crate::diagnostic::{Finding, Findings, Severity};
 use crate::mapping::MappingFile;
 use crate::mapping::desired::{Desired, ddl, desired_tables};
+use crate::mapping::plan::Plan;
 use crate::pipeline::drift::Settled;
 use crate::postgres::error::describe;
 use crate::sink::clickhouse::ddl::state_schema;
@@ -77,10 +79,10 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
         return findings;
     }
     if args.print {
-        print(&ends, &wanted, &plans);
+        print(&ends, &wanted, &plans, &resolved.plans);
         return findings;
     }
-    if let Err(finding) = make_sinks(&ends, &wanted).await {
+    if let Err(finding) = make_sinks(&ends, &wanted, &resolved.plans).await {
         findings.push(finding);
         return findings;
     }
@@ -107,9 +109,9 @@ fn excuse_view(finding: &mut Finding) {
 }
 
 /// State schema and target tables.
-async fn make_sinks(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
+async fn make_sinks(ends: &Ends, wanted: &Desired, mapped: &[Plan]) -> Result<(), Finding> {
     make_clickhouse(ends, wanted).await?;
-    make_kafka(ends, wanted).await?;
+    make_kafka(ends, wanted, mapped).await?;
     for (name, client) in &ends.sinks {
         let refused = |what: &str, error: &tokio_postgres::Error| {
             Finding::error("sink", format!("sink \"{name}\" does not let us make {what}: {}", describe(error)))
@@ -130,13 +132,15 @@ async fn make_sinks(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
     Ok(())
 }
 
-async fn make_kafka(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
+async fn make_kafka(ends: &Ends, wanted: &Desired, mapped: &[Plan]) -> Result<(), Finding> {
     for (name, cluster) in &ends.kafka {
         let refused = |what: &str, error: &str| {
             let hint = "`deploy/grants/kafka.sh` lists the ACLs that the sink's user needs.";
             Finding::error("sink", format!("sink \"{name}\" does not let us make {what}: {error}")).hint(hint)
         };
-        cluster.ensure_state().await.map_err(|error| refused("the state topic", &error))?;
+        for source in sources_of(name, mapped) {
+            cluster.ensure_state(source).await.map_err(|error| refused("the state topic", &error))?;
+        }
         for topic in wanted.of_kafka(name) {
             say(&format!("sink {name}: making topic {}", topic.name));
             let made = cluster.make_topic(&topic.name, topic.partitions).await;
@@ -144,6 +148,11 @@ async fn make_kafka(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
         }
     }
     Ok(())
+}
+
+/// Sources that have tables of a sink.
+fn sources_of<'a>(sink: &str, mapped: &'a [Plan]) -> BTreeSet<&'a str> {
+    mapped.iter().filter(|plan| plan.sink == sink).map(|plan| plan.source.as_str()).collect()
 }
 
 async fn make_clickhouse(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
@@ -172,7 +181,7 @@ async fn make_clickhouse(ends: &Ends, wanted: &Desired) -> Result<(), Finding> {
     Ok(())
 }
 
-fn print(ends: &Ends, wanted: &Desired, plans: &[(String, SetupPlan)]) {
+fn print(ends: &Ends, wanted: &Desired, plans: &[(String, SetupPlan)], mapped: &[Plan]) {
     for (name, plan) in plans {
         say(&format!("-- source {name}\n{}", plan.script()));
     }
@@ -187,9 +196,9 @@ fn print(ends: &Ends, wanted: &Desired, plans: &[(String, SetupPlan)]) {
         say(&format!("-- sink {name}\n{state};\n\n{targets}"));
     }
     for (name, cluster) in &ends.kafka {
-        let state = format!("{} partitions=1 cleanup.policy=compact", cluster.state_topic());
+        let state = |source: &str| format!("{} partitions=1 cleanup.policy=compact", cluster.state_topic(source));
         let topics = wanted.of_kafka(name).map(|topic| format!("{} partitions={}", topic.name, topic.partitions));
-        let topics: Vec<String> = std::iter::once(state).chain(topics).collect();
+        let topics: Vec<String> = sources_of(name, mapped).into_iter().map(state).chain(topics).collect();
         say(&format!("-- sink {name}, topics\n{}", topics.join("\n")));
     }
 }

@@ -184,11 +184,12 @@ impl Applier {
             warn!(sink = %link.name, error = %message, "sink cannot be reached");
             Over::Again { wait: true }
         };
-        let connection = match self.link.connect("tailwater apply").await {
+        let mut connection = match self.link.connect("tailwater apply").await {
             Ok(connection) => connection,
             Err(message) => return Err(again(&self.link, &self.observed, message)),
         };
         let read = async {
+            connection.hold(&self.link.source, self.epoch).await?;
             let stored = connection.read_checkpoint(&self.link.source).await?;
             let tables = connection.read_tables(&self.link.source).await?;
             Ok::<_, String>((stored, tables))
@@ -212,11 +213,12 @@ impl Applier {
             checkpoint,
             mask_key: self.link.mask_key.clone(),
         };
-        let sink = connection.into_sink(setup, stored.identity).await;
-        let mut sink = sink.map_err(|error| match error {
-            ApplyError::Transient { message } => again(&self.link, &self.observed, message),
-            error => Over::End(End::Failed(format!("sink \"{}\": {error}", self.link.name))),
-        })?;
+        let mut sink = match connection.into_sink(setup, stored.identity).await {
+            Ok(sink) => sink,
+            Err(ApplyError::Transient { message }) => return Err(again(&self.link, &self.observed, message)),
+            Err(ApplyError::Fenced { .. }) => return Err(Over::End(End::fenced(&self.link.name))),
+            Err(error) => return Err(Over::End(End::Failed(format!("sink \"{}\": {error}", self.link.name)))),
+        };
         if self.takes_text {
             sink.take_text();
         }

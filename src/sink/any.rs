@@ -12,6 +12,7 @@ use super::clickhouse::state::TableRow;
 use super::clickhouse::{ClickHouseSink, Server, state as clickhouse};
 use super::kafka::KafkaSink;
 use super::kafka::cluster::Cluster;
+use super::kafka::session::KafkaSession;
 use super::postgres::{PostgresSink, SinkSetup, state};
 use super::state::{StoredCheckpoint, StoredTable, TableState, name_text};
 use super::{ApplyError, Durable};
@@ -36,7 +37,16 @@ pub enum SinkAddress {
 pub enum SinkSession {
     Postgres(Client),
     ClickHouse(Arc<Server>),
-    Kafka(Arc<Cluster>),
+    Kafka(KafkaSession),
+}
+
+/// What a sink says of a source.
+pub struct Said {
+    pub stored: Option<StoredCheckpoint>,
+    pub tables: Vec<StoredTable>,
+    /// It stays so if nobody writes. Else somebody who may be dead by now has begun what is not decided yet, and holds back
+    /// from view what is: see [`SinkSession::settle`].
+    pub is_settled: bool,
 }
 
 /// The least time between the beginnings of two batches.
@@ -90,11 +100,8 @@ impl SinkAddress {
                 let server = Server::connect(address.clone(), topology.clone()).await.map_err(text)?;
                 Ok(SinkSession::ClickHouse(Arc::new(server)))
             }
-            SinkAddress::Kafka(cluster) => {
-                // Says whether it answers.
-                cluster.has_state().await?;
-                Ok(SinkSession::Kafka(cluster.clone()))
-            }
+            // Whether it answers is found out with the first question.
+            SinkAddress::Kafka(cluster) => Ok(SinkSession::Kafka(KafkaSession::new(cluster.clone()))),
         }
     }
 }
@@ -118,7 +125,8 @@ impl SinkSession {
                 }
                 Ok(())
             }
-            SinkSession::Kafka(cluster) => cluster.ensure_state().await,
+            // A source's topic is made with its first checkpoint.
+            SinkSession::Kafka(_) => Ok(()),
         }
     }
 
@@ -127,7 +135,38 @@ impl SinkSession {
         match self {
             SinkSession::Postgres(client) => state::has_schema(client).await.map_err(|error| describe(&error)),
             SinkSession::ClickHouse(server) => clickhouse::has_schema(&server.client).await.map_err(text),
-            SinkSession::Kafka(cluster) => cluster.has_state().await,
+            SinkSession::Kafka(_) => Ok(true),
+        }
+    }
+
+    /// All that the sink says of a source, without waiting for anybody.
+    pub async fn look(&self, source: &str) -> Result<Said, String> {
+        if let SinkSession::Kafka(session) = self {
+            let (remembered, is_settled) = session.look(source).await?;
+            let tables = remembered.stored_tables()?;
+            return Ok(Said { stored: remembered.checkpoint.clone(), tables, is_settled });
+        }
+        let stored = self.read_checkpoint(source).await?;
+        Ok(Said { stored, tables: self.read_tables(source).await?, is_settled: true })
+    }
+
+    /// Ends what dead daemons began and nobody will decide. For whoever has the source's slot: a living one is fenced, too.
+    pub async fn settle(&self, source: &str) -> Result<(), String> {
+        match self {
+            // There a dead one's transaction ends with its connection, or hides nothing.
+            SinkSession::Postgres(_) | SinkSession::ClickHouse(_) => Ok(()),
+            SinkSession::Kafka(session) => {
+                session.cluster.fence(source).await.map(drop).map_err(|failure| failure.to_string())
+            }
+        }
+    }
+
+    /// What is read next stays so, unless a later epoch than `epoch` has begun: for whoever goes on from there.
+    pub async fn hold(&mut self, source: &str, epoch: i64) -> Result<(), String> {
+        match self {
+            // They compare when they write.
+            SinkSession::Postgres(_) | SinkSession::ClickHouse(_) => Ok(()),
+            SinkSession::Kafka(session) => session.hold(source, epoch).await,
         }
     }
 
@@ -137,7 +176,7 @@ impl SinkSession {
                 state::read_checkpoint(client, source).await.map_err(|error| describe(&error))
             }
             SinkSession::ClickHouse(server) => clickhouse::read_checkpoint(&server.client, source).await.map_err(text),
-            SinkSession::Kafka(cluster) => Ok(cluster.read(source).await?.checkpoint),
+            SinkSession::Kafka(session) => Ok(session.look(source).await?.0.checkpoint.clone()),
         }
     }
 
@@ -145,7 +184,7 @@ impl SinkSession {
         match self {
             SinkSession::Postgres(client) => state::read_tables(client, source).await.map_err(|error| describe(&error)),
             SinkSession::ClickHouse(server) => clickhouse::read_tables(&server.client, source).await.map_err(text),
-            SinkSession::Kafka(cluster) => cluster.read_tables(source).await,
+            SinkSession::Kafka(session) => session.look(source).await?.0.stored_tables(),
         }
     }
 
@@ -158,7 +197,7 @@ impl SinkSession {
             SinkSession::ClickHouse(server) => {
                 clickhouse::create_checkpoint(&server.client, source, at, identity).await.map_err(text)
             }
-            SinkSession::Kafka(cluster) => cluster.create_checkpoint(source, at, identity).await,
+            SinkSession::Kafka(session) => session.cluster.create_checkpoint(source, at, identity).await,
         }
     }
 
@@ -171,7 +210,7 @@ impl SinkSession {
             SinkSession::ClickHouse(server) => {
                 clickhouse::take_over(&server.client, source, seen, timeline).await.map_err(text)
             }
-            SinkSession::Kafka(cluster) => cluster.take_over(source, seen, timeline).await,
+            SinkSession::Kafka(session) => session.cluster.take_over(source, seen, timeline).await,
         }
     }
 
@@ -204,7 +243,7 @@ impl SinkSession {
                 };
                 clickhouse::write_table(&server.client, &row).await.map_err(text)
             }
-            SinkSession::Kafka(cluster) => cluster.write_table(source, origin, target, table, reason).await,
+            SinkSession::Kafka(session) => session.cluster.write_table(source, origin, target, table, reason).await,
         }
     }
 
@@ -219,9 +258,7 @@ impl SinkSession {
                 let sink = ClickHouseSink::new(server, setup, identity);
                 Ok(AnySink::ClickHouse(Box::new(sink.map_err(|message| ApplyError::Fatal { message })?)))
             }
-            SinkSession::Kafka(cluster) => {
-                Ok(AnySink::Kafka(Box::new(KafkaSink::new(cluster, setup, identity).await?)))
-            }
+            SinkSession::Kafka(session) => Ok(AnySink::Kafka(Box::new(session.into_sink(setup, identity).await?))),
         }
     }
 }

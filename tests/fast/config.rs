@@ -95,7 +95,8 @@ fn a_kafka_sink_may_have_a_schema_registry() {
         (end.registry.clone(), config.warnings.0.len())
     };
     assert_eq!(of("", &[]), (None, 0));
-    let table = "schema_registry = { url = \"https://r:8081/v7\", user = \"u\", password = \"p\", ca_file = \"ca.pem\" }\n";
+    let table =
+        "schema_registry = { url = \"https://r:8081/v7\", user = \"u\", password = \"p\", ca_file = \"ca.pem\" }\n";
     let (registry, warnings) = of(table, &[("TAILWATER__SINK__K__SCHEMA_REGISTRY__USER", "other")]);
     let registry = registry.expect("it is configured");
     assert_eq!((registry.url.expose(), registry.user.as_deref()), ("https://r:8081/v7", Some("other")));

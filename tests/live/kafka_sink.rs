@@ -39,8 +39,7 @@ impl Stage {
         let kafka = Kafka::start(&format!("{name}-kafka"))?;
         let config = format!(
             "[source.src]\nurl = \"{}\"\nheartbeat = \"500ms\"\n\n\
-             [sink.events]\nkind = \"kafka\"\nbrokers = \"{}\"\nidle_record = \"200ms\"\n\
-             options = {{ \"transaction.timeout.ms\" = \"10000\" }}\n",
+             [sink.events]\nkind = \"kafka\"\nbrokers = \"{}\"\nidle_record = \"200ms\"\n",
             source.url(DATABASE),
             kafka.bootstrap()
         );

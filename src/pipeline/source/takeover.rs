@@ -1,4 +1,8 @@
 //! Becoming the one daemon of a source: wait as standby, decide, start the stream, fence whoever was before.
+//!
+//! What a sink shows may be less than what it holds, where a daemon that died left something undecided. Then the slot is
+//! taken first, for whoever streams from it is no dead one; with it in hand the dead are fenced and the sink is looked at
+//! again. Only what stays so is decided upon: an older position than the true one could look like a gap.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +25,7 @@ use crate::pipeline::link::{SinkLink, SinkTables};
 use crate::postgres::connect::connect;
 use crate::retry::Backoff;
 use crate::sink::Durable;
-use crate::sink::any::{SinkAddress, SinkSession};
+use crate::sink::any::{Said, SinkAddress, SinkSession};
 use crate::sink::state::StoredCheckpoint;
 use crate::source::history::read_history;
 use crate::source::probe::{SourceProbe, probe};
@@ -41,6 +45,7 @@ struct SinkView {
     session: SinkSession,
     stored: Option<StoredCheckpoint>,
     tables: SinkTables,
+    is_settled: bool,
 }
 
 /// What taking over came to.
@@ -127,7 +132,7 @@ impl Source {
 
     async fn try_take_over(&self, journal: &Journal) -> Result<Taken, Stuck> {
         // The sinks first: what they hold, the source's WAL then has.
-        let (views, lost) = self.read_sinks().await?;
+        let (views, lost) = self.read_settled().await?;
         let states: Vec<_> = views.iter().map(|(index, view)| sink_state(&self.links[*index], view)).collect();
         let lost_names = lost.iter().map(|index| self.links[*index].name.clone());
         let unread: Vec<_> = self.absent.iter().cloned().chain(lost_names).collect();
@@ -141,7 +146,10 @@ impl Source {
             // Where somebody wrote after we read: decide again with what is there now.
             let epoch = epoch.map_err(|message| Stuck::Wait(Stage::Connect, message))?.ok_or(Stuck::StandBy)?;
             let durable = Durable::read_back(&link.name, stored.checkpoint);
-            sinks.push(TakenSink { index, epoch, durable, tables: view.tables });
+            // Whoever was fenced may have brought a table since.
+            let tables = view.session.read_tables(&self.name).await;
+            let tables = tables.map_err(|message| Stuck::Wait(Stage::Connect, message))?;
+            sinks.push(TakenSink { index, epoch, durable, tables: SinkTables::new(link, tables) });
         }
         for &index in &lost {
             let name = &self.links[index].name;
@@ -150,6 +158,40 @@ impl Source {
         }
         let unread = unread.iter().map(|sink| Unread::new(sink, started.confirmed)).collect();
         Ok(Taken { connection: started.connection, at: started.at, identity, sinks, unread, lost })
+    }
+
+    /// Reads all sinks, and has nothing in them left undecided.
+    async fn read_settled(&self) -> Result<(Vec<(usize, SinkView)>, Vec<usize>), Stuck> {
+        let read = self.read_sinks().await?;
+        let undecided: Vec<_> = read.0.iter().map(|(_, view)| view).filter(|view| !view.is_settled).collect();
+        if undecided.is_empty() {
+            return Ok(read);
+        }
+        info!(source = %self.name, "a sink holds what somebody else began, taking the slot to end that");
+        let Some(slot) = self.take_slot().await? else { return Ok(read) };
+        let settled = join_all(undecided.iter().map(|view| view.session.settle(&self.name))).await;
+        // Lets go of the slot; what the source sent meanwhile is of no use.
+        blocking(|| slot.finish()).await?;
+        settled.into_iter().collect::<Result<(), _>>().map_err(|message| Stuck::Wait(Stage::Connect, message))?;
+        let read = self.read_sinks().await?;
+        match read.0.iter().all(|(_, view)| view.is_settled) {
+            true => Ok(read),
+            false => Err(Stuck::Wait(Stage::Connect, "somebody else writes into a sink".to_owned())),
+        }
+    }
+
+    /// Takes the slot without looking at what it sends, nor telling it anything. `None`: nobody can take it, and why is told
+    /// by the decision.
+    async fn take_slot(&self) -> Result<Option<ReplicationConnection>, Stuck> {
+        let mut wire = self.replication_connection().await?;
+        let (slot, publication) = (self.config.slot.clone(), self.config.publication.clone());
+        let form = self.value_form();
+        let start = move || wire.start_replication(&slot, &publication, Lsn::ZERO, form).map(|()| wire);
+        match blocking(start).await {
+            Ok(wire) => Ok(Some(wire)),
+            Err(Stuck::End(_)) => Ok(None),
+            Err(stuck) => Err(stuck),
+        }
     }
 
     /// Reads all sinks at once: what each holds, and which of them do not say so, by link.
@@ -267,9 +309,8 @@ async fn read_sink(link: &SinkLink) -> Result<SinkView, String> {
     let read = async {
         let session = link.connect("tailwater start").await?;
         session.ensure_state().await?;
-        let stored = session.read_checkpoint(&link.source).await?;
-        let tables = session.read_tables(&link.source).await?;
-        Ok(SinkView { session, stored, tables: SinkTables::new(link, tables) })
+        let Said { stored, tables, is_settled } = session.look(&link.source).await?;
+        Ok(SinkView { session, stored, tables: SinkTables::new(link, tables), is_settled })
     };
     let late = |_| format!("no answer within {} s", READ_WITHIN.as_secs());
     timeout(READ_WITHIN, read).await.map_err(late)?

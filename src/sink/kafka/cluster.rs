@@ -8,7 +8,7 @@ use super::producer::Producer;
 use super::registry::Registry;
 use super::state::{CheckpointRecord, StateKey, TableRecord};
 use super::state_record;
-use super::topics::{describe, ensure_topic, read_compacted, topics};
+use super::topics::{Rows, describe, ensure_topic, look_at_compacted, read_compacted, topics};
 use crate::catalog::TableName;
 use crate::checkpoint::{Checkpoint, SourceIdentity};
 use crate::lsn::Lsn;
@@ -17,9 +17,18 @@ use crate::sink::state::{StoredCheckpoint, StoredTable, TableState, name_text};
 /// `transaction.max.timeout.ms` of brokers, unless it is set.
 const COPY_TIMEOUT_MS: &str = "900000";
 
-/// A cluster that has answered.
+/// What the transactional ids of a source have behind its name: of its changes, its first copies, its tables' states.
+const CHANGES: &str = "";
+const COPIES: &str = "-copy";
+const STATES: &str = "-state";
+
+/// Where a sink's brokers are, and what its topics and transactional ids are called.
+///
+/// What is remembered of a source stands in a topic of its own, so that nobody writes there but by the ids of that source.
+/// Whoever fences these knows that nothing there is undecided any more; an open transaction of another source would hide
+/// what was committed behind it for as long as it is open.
 pub struct Cluster {
-    /// The `[sink.NAME]`: of transactional ids.
+    /// The `[sink.NAME]`.
     sink: String,
     address: KafkaAddress,
     state_topic: String,
@@ -32,6 +41,39 @@ pub struct Remembered {
     pub checkpoint: Option<StoredCheckpoint>,
     /// By target.
     pub tables: BTreeMap<String, TableRecord>,
+}
+
+/// What a sink shows of its memory at once.
+pub struct Looked {
+    pub remembered: Remembered,
+    /// Nobody has a transaction open that may hide something later.
+    pub is_settled: bool,
+}
+
+impl Remembered {
+    fn read(rows: &Rows) -> Result<Remembered, String> {
+        let mut remembered = Remembered::default();
+        for (key, value) in rows {
+            match serde_json::from_slice::<StateKey>(key) {
+                Ok(StateKey::Checkpoint { .. }) => remembered.checkpoint = Some(CheckpointRecord::read(value)?),
+                Ok(StateKey::Table { target, .. }) => {
+                    remembered.tables.insert(target, TableRecord::parse(value)?);
+                }
+                // What a later version writes beside.
+                Err(_) => {}
+            }
+        }
+        Ok(remembered)
+    }
+
+    /// Where each table stands.
+    pub fn stored_tables(&self) -> Result<Vec<StoredTable>, String> {
+        let stored = self.tables.iter().map(|(target, record)| {
+            let target = target.parse().map_err(|_| "the state topic names a table that has no name".to_owned())?;
+            record.stored(target)
+        });
+        stored.collect()
+    }
 }
 
 impl Cluster {
@@ -48,39 +90,47 @@ impl Cluster {
         &self.address
     }
 
-    pub fn state_topic(&self) -> &str {
-        &self.state_topic
+    /// The compacted topic of what is remembered of a source.
+    pub fn state_topic(&self, source: &str) -> String {
+        // Neither name has a `-`. A `.` or `_` here could make two names that Kafka takes for one.
+        format!("{}-{}-{source}", self.state_topic, self.sink)
     }
 
-    /// The one producer for a source's changes (or, with `what`, for something else of the source): fences older ones.
-    pub async fn producer(&self, source: &str, what: &str) -> Result<Producer, KafkaFailure> {
-        let id = format!("tailwater-{}-{source}{what}", self.sink);
-        Producer::connect(&self.address, &id).await
+    async fn connect(&self, address: &KafkaAddress, source: &str, what: &str) -> Result<Producer, KafkaFailure> {
+        Producer::connect(address, &format!("tailwater-{}-{source}{what}", self.sink)).await
+    }
+
+    /// The one producer for a source's changes: fences older ones.
+    pub async fn producer(&self, source: &str) -> Result<Producer, KafkaFailure> {
+        self.connect(&self.address, source, CHANGES).await
     }
 
     /// The one producer for a source's first copies. A table is one transaction, as long as brokers allow by default.
     pub async fn copy_producer(&self, source: &str) -> Result<Producer, KafkaFailure> {
         let address = self.address.clone().or_option("transaction.timeout.ms", COPY_TIMEOUT_MS);
-        Producer::connect(&address, &format!("tailwater-{}-{source}-copy", self.sink)).await
+        self.connect(&address, source, COPIES).await
     }
 
-    /// Makes the state topic if it is not there.
-    pub async fn ensure_state(&self) -> Result<(), String> {
-        if self.has_state().await? {
-            return Ok(());
-        }
-        let settings = [("cleanup.policy", "compact")];
-        ensure_topic(&self.address, &self.state_topic, 1, None, &settings).await.map_err(|failure| failure.to_string())
+    /// Fences whoever wrote for a source before, and ends what they left open. Answers the producer for its changes.
+    pub async fn fence(&self, source: &str) -> Result<Producer, KafkaFailure> {
+        let fenced = tokio::try_join!(
+            self.producer(source),
+            self.copy_producer(source),
+            self.connect(&self.address, source, STATES)
+        );
+        fenced.map(|(producer, _, _)| producer)
     }
 
-    pub async fn has_state(&self) -> Result<bool, String> {
-        let found = describe(&self.address, &self.state_topic).await.map_err(|failure| failure.to_string())?;
-        match found {
-            Some(1) => Ok(true),
-            Some(partitions) => {
-                Err(format!("state topic \"{}\" has {partitions} partitions, not one", self.state_topic))
-            }
-            None => Ok(false),
+    /// Makes a source's state topic if it is not there.
+    pub async fn ensure_state(&self, source: &str) -> Result<(), String> {
+        let (topic, settings) = (self.state_topic(source), [("cleanup.policy", "compact")]);
+        let made = async {
+            ensure_topic(&self.address, &topic, 1, None, &settings).await?;
+            describe(&self.address, &topic).await
+        };
+        match made.await.map_err(|failure| failure.to_string())? {
+            Some(1) | None => Ok(()),
+            Some(partitions) => Err(format!("state topic \"{topic}\" has {partitions} partitions, not one")),
         }
     }
 
@@ -94,33 +144,20 @@ impl Cluster {
         ensure_topic(&self.address, name, partitions, None, &[]).await.map_err(|failure| failure.to_string())
     }
 
-    /// What is remembered of a source.
-    pub async fn read(&self, source: &str) -> Result<Remembered, String> {
-        let records = read_compacted(&self.address, &self.state_topic).await.map_err(|failure| failure.to_string())?;
-        let mut remembered = Remembered::default();
-        for (key, value) in &records {
-            match serde_json::from_slice::<StateKey>(key) {
-                Ok(StateKey::Checkpoint { source: of }) if of == source => {
-                    remembered.checkpoint = Some(CheckpointRecord::read(value)?);
-                }
-                Ok(StateKey::Table { source: of, target }) if of == source => {
-                    remembered.tables.insert(target, TableRecord::parse(value)?);
-                }
-                // Another source's, or what a later version writes beside.
-                Ok(_) | Err(_) => {}
-            }
+    /// What is remembered of a source as it shows now: without waiting for anybody, and so perhaps not the last.
+    pub async fn look(&self, source: &str) -> Result<Looked, String> {
+        let shown = look_at_compacted(&self.address, &self.state_topic(source)).await;
+        match shown.map_err(|failure| failure.to_string())? {
+            Some(shown) => Ok(Looked { remembered: Remembered::read(&shown.rows)?, is_settled: shown.is_settled }),
+            None => Ok(Looked { remembered: Remembered::default(), is_settled: true }),
         }
-        Ok(remembered)
     }
 
-    /// Where each table of a source stands.
-    pub async fn read_tables(&self, source: &str) -> Result<Vec<StoredTable>, String> {
-        let tables = self.read(source).await?.tables;
-        let stored = tables.iter().map(|(target, record)| {
-            let target = target.parse().map_err(|_| "the state topic names a table that has no name".to_owned())?;
-            record.stored(target)
-        });
-        stored.collect()
+    /// What is remembered of a source, behind every transaction that is open now. For whoever has fenced all others: what
+    /// is open then is this daemon's own, and short.
+    pub async fn read(&self, source: &str) -> Result<Remembered, String> {
+        let rows = read_compacted(&self.address, &self.state_topic(source)).await;
+        Remembered::read(&rows.map_err(|failure| failure.to_string())?)
     }
 
     /// Sets a table's state; makes the record if there is none.
@@ -132,50 +169,52 @@ impl Cluster {
         state: TableState,
         reason: Option<&str>,
     ) -> Result<(), String> {
+        let failed = |failure: KafkaFailure| failure.to_string();
+        let mut producer = self.connect(&self.address, source, STATES).await.map_err(failed)?;
         let mut tables = self.read(source).await?.tables;
         let record = tables.remove(&name_text(target)).unwrap_or_else(|| TableRecord::new(origin, ""));
         let record = TableRecord { state, reason: reason.map(str::to_owned), ..record };
-        self.write(source, "-state", &[(StateKey::table(source, target), record.to_bytes())]).await
+        self.write(&mut producer, source, &StateKey::table(source, target), &record.to_bytes()).await.map_err(failed)
     }
 
     /// Writes state by itself, in a transaction of its own.
-    pub async fn write(&self, source: &str, what: &str, records: &[(Vec<u8>, Vec<u8>)]) -> Result<(), String> {
-        let mut producer = self.producer(source, what).await.map_err(|failure| failure.to_string())?;
-        let written = async {
-            producer.begin().await?;
-            for (key, value) in records {
-                producer.send(&state_record(&self.state_topic, key, value)).await?;
-            }
-            producer.commit().await
-        };
-        written.await.map_err(|failure| failure.to_string())
+    async fn write(
+        &self,
+        producer: &mut Producer,
+        source: &str,
+        key: &[u8],
+        record: &[u8],
+    ) -> Result<(), KafkaFailure> {
+        producer.begin().await?;
+        producer.send(&state_record(&self.state_topic(source), key, record)).await?;
+        producer.commit().await
     }
 
     /// Writes a source's first checkpoint, unless it has one.
     pub async fn create_checkpoint(&self, source: &str, at: Lsn, identity: &SourceIdentity) -> Result<(), String> {
+        let failed = |failure: KafkaFailure| failure.to_string();
+        self.ensure_state(source).await?;
+        let mut producer = self.fence(source).await.map_err(failed)?;
         if self.read(source).await?.checkpoint.is_some() {
             return Ok(());
         }
         let checkpoint = Checkpoint { commit_lsn: at, end_lsn: at, ordinal: 0, commit_ts: None };
         let record = CheckpointRecord::new(&checkpoint, identity, 0).to_bytes();
-        self.write(source, "", &[(StateKey::checkpoint(source), record)]).await
+        self.write(&mut producer, source, &StateKey::checkpoint(source), &record).await.map_err(failed)?;
+        // Whoever looks now is shown it.
+        self.read(source).await.map(drop)
     }
 
     /// Takes a source over: who wrote for it before is fenced from here on. `None` if somebody wrote after `seen` was read.
     pub async fn take_over(&self, source: &str, seen: &StoredCheckpoint, timeline: u32) -> Result<Option<i64>, String> {
-        let mut producer = self.producer(source, "").await.map_err(|failure| failure.to_string())?;
+        let mut producer = self.fence(source).await.map_err(|failure| failure.to_string())?;
         if self.read(source).await?.checkpoint.as_ref() != Some(seen) {
             return Ok(None);
         }
         let epoch = seen.epoch + 1;
         let identity = SourceIdentity { timeline, ..seen.identity.clone() };
         let record = CheckpointRecord::new(&seen.checkpoint, &identity, epoch).to_bytes();
-        let written = async {
-            producer.begin().await?;
-            producer.send(&state_record(&self.state_topic, &StateKey::checkpoint(source), &record)).await?;
-            producer.commit().await
-        };
-        match written.await {
+        match self.write(&mut producer, source, &StateKey::checkpoint(source), &record).await {
             Ok(()) => Ok(Some(epoch)),
             Err(KafkaFailure::Fenced) => Ok(None),
             Err(failure) => Err(failure.to_string()),

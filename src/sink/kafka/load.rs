@@ -44,7 +44,8 @@ impl From<CutShort> for LoadError {
 impl From<KafkaFailure> for LoadError {
     fn from(failure: KafkaFailure) -> Self {
         match failure {
-            KafkaFailure::Fenced => LoadError::Fenced,
+            // By whom is seen at the next attempt: by a daemon that has taken over, or by one that was taken over and awoke.
+            KafkaFailure::Fenced => LoadError::Passing(failure.to_string()),
             failure if failure.passes() => LoadError::Passing(failure.to_string()),
             failure => LoadError::Row(failure.to_string()),
         }
@@ -90,6 +91,11 @@ impl KafkaLoader {
         plan: &Arc<Plan>,
         lsn: Lsn,
     ) -> Result<KafkaLoader, LoadError> {
+        // A daemon that has taken over is left in peace.
+        let shown = cluster.look(source).await.map_err(LoadError::Passing)?.remembered.checkpoint;
+        if shown.is_some_and(|stored| stored.epoch > epoch) {
+            return Err(LoadError::Fenced);
+        }
         let mut producer = cluster.copy_producer(source).await?;
         // After that: who took over before it has another epoch, and who does later fences this one when it copies.
         let remembered = cluster.read(source).await.map_err(LoadError::Passing)?;
@@ -106,7 +112,7 @@ impl KafkaLoader {
             source: source.to_owned(),
             plan: plan.clone(),
             lsn,
-            state_topic: cluster.state_topic().to_owned(),
+            state_topic: cluster.state_topic(source),
             select: columns(plan, &messages),
             database: stored.identity.database,
             schemas,

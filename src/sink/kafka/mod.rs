@@ -20,6 +20,7 @@ pub mod load;
 pub mod partition;
 pub mod producer;
 pub mod registry;
+pub mod session;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,7 @@ use tracing::warn;
 use crate::checkpoint::{Checkpoint, SourceIdentity, UnixMicros};
 use crate::mapping::plan::Plan;
 use crate::sink::postgres::SinkSetup;
-use crate::sink::state::name_text;
+use crate::sink::state::{TableState, name_text};
 use crate::sink::{ApplyError, Durable};
 use cluster::Cluster;
 use encode::Messages;
@@ -55,28 +56,25 @@ pub struct KafkaSink {
     epoch: i64,
     checkpoint: Checkpoint,
     identity: SourceIdentity,
+    /// Where tables stand, by target: as it was read, and as it was written since.
+    records: BTreeMap<String, TableRecord>,
 }
 
 impl KafkaSink {
-    /// A sink that stands at the checkpoint that was read from it. Fences whoever wrote for this source before.
+    /// A sink that stands at the checkpoint that was read from it, with what was read beside it. Who wrote for the source
+    /// before the producer was connected is fenced.
     ///
     /// # Errors
-    /// The cluster or its schema registry does not answer, or the cluster holds another checkpoint by now.
-    pub async fn new(
+    /// The schema registry does not answer, or a plan does not fit its topic any more.
+    pub(in crate::sink) async fn new(
         cluster: Arc<Cluster>,
+        producer: Producer,
+        records: BTreeMap<String, TableRecord>,
         setup: SinkSetup,
         identity: SourceIdentity,
     ) -> Result<KafkaSink, ApplyError> {
-        let fatal = |message: String| ApplyError::Fatal { message };
-        let producer = cluster.producer(&setup.source, "").await.map_err(|failure| apply_error(&failure))?;
-        // Who took over between the look at the checkpoint and this is the one to go on.
-        let remembered = cluster.read(&setup.source).await.map_err(|message| ApplyError::Transient { message })?;
-        let stored = remembered.checkpoint;
-        let is_mine = stored.is_some_and(|stored| stored.epoch == setup.epoch && stored.checkpoint == setup.checkpoint);
-        if !is_mine {
-            return Err(fatal(format!("another daemon took source \"{}\" over", setup.source)));
-        }
-        setup.plans.iter().try_for_each(|plan| same_partitions(plan, &remembered.tables)).map_err(fatal)?;
+        let fits = setup.plans.iter().try_for_each(|plan| same_partitions(plan, &records));
+        fits.map_err(|message| ApplyError::Fatal { message })?;
         let mut tables = Vec::with_capacity(setup.plans.len());
         for plan in &setup.plans {
             tables.push(registered(&cluster, plan, &identity.database).await?);
@@ -91,6 +89,7 @@ impl KafkaSink {
             epoch: setup.epoch,
             checkpoint: setup.checkpoint,
             identity,
+            records,
         })
     }
 
@@ -120,33 +119,46 @@ impl KafkaSink {
     }
 
     async fn state(&mut self, key: &[u8], record: &[u8]) -> Result<(), ApplyError> {
-        let record = state_record(self.cluster.state_topic(), key, record);
-        self.producer.send(&record).await.map_err(|failure| apply_error(&failure))
+        let topic = self.cluster.state_topic(&self.source);
+        self.producer.send(&state_record(&topic, key, record)).await.map_err(|failure| apply_error(&failure))
     }
 
     /// Notes that copied tables follow the stream from now on, in the open transaction.
     pub async fn write_joined(&mut self, targets: &[String]) -> Result<(), String> {
-        let tables = self.cluster.read(&self.source).await?.tables;
-        for (target, mut record) in tables.into_iter().filter(|(target, _)| targets.contains(target)) {
-            record.joined = true;
-            let key = StateKey::Table { source: self.source.clone(), target }.to_bytes();
-            self.state(&key, &record.to_bytes()).await.map_err(|error| error.to_string())?;
+        let is_known = |target| self.records.get(target).is_some_and(TableRecord::is_filled);
+        if !targets.iter().all(is_known) {
+            // Copied since this sink began.
+            self.records = self.cluster.read(&self.source).await?.tables;
+        }
+        for target in targets {
+            let record = self.record(target)?;
+            let record = TableRecord { joined: true, ..record };
+            self.write_table(target, record).await?;
         }
         Ok(())
     }
 
     /// Notes that a table's topic holds what the source has, at the checkpoint.
     pub async fn write_streaming(&mut self, target: &str) -> Result<(), String> {
-        let tables = self.cluster.read(&self.source).await?.tables;
-        let Some(mut record) = tables.get(target).cloned() else { return Err(format!("no state of {target}")) };
+        let record = self.record(target)?;
         // What is open has no checkpoint yet, and must not be committed by the way.
         assert!(!self.is_open, "a table's state is written between batches");
-        record.state = crate::sink::state::TableState::Streaming;
         self.begin().await.map_err(|error| error.to_string())?;
-        let key = StateKey::Table { source: self.source.clone(), target: target.to_owned() }.to_bytes();
-        self.state(&key, &record.to_bytes()).await.map_err(|error| error.to_string())?;
+        self.write_table(target, TableRecord { state: TableState::Streaming, ..record }).await?;
         self.producer.commit().await.map_err(|failure| failure.to_string())?;
         self.is_open = false;
+        Ok(())
+    }
+
+    fn record(&self, target: &str) -> Result<TableRecord, String> {
+        self.records.get(target).cloned().ok_or_else(|| format!("no state of {target}"))
+    }
+
+    /// Writes into the open transaction. If that is not committed, this sink is of no more use.
+    async fn write_table(&mut self, target: &str, record: TableRecord) -> Result<(), String> {
+        let key = StateKey::Table { source: self.source.clone(), target: target.to_owned() }.to_bytes();
+        self.state(&key, &record.to_bytes()).await.map_err(|error| error.to_string())?;
+        self.records.insert(target.to_owned(), record);
         Ok(())
     }
 }

@@ -307,11 +307,17 @@ fn lost(what: &str) -> KafkaFailure {
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        // Its end waits for threads.
-        let native = self.native.take();
+        let (native, is_open) = (self.native.take(), self.state == State::Open);
+        // Waits for brokers and threads.
+        let end = move || {
+            // Readers wait behind an open transaction; should this fail, until the next producer of the id.
+            if let Some(native) = native.as_ref().filter(|_| is_open) {
+                let _ = native.abort_transaction(SLICE);
+            }
+        };
         match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(native))),
-            Err(_) => drop(native),
+            Ok(runtime) => drop(runtime.spawn_blocking(end)),
+            Err(_) => end(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! one holds.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +38,10 @@ pub async fn ensure_topic(
     replication: Option<i32>,
     settings: &[(&str, &str)],
 ) -> Result<(), KafkaFailure> {
+    // Also tells at once whoever is not let in: librdkafka's admin client never says why nobody answers it.
+    if describe(address, topic).await?.is_some() {
+        return Ok(());
+    }
     let (config, topic) = (address.admin(), topic.to_owned());
     let settings: Vec<(String, String)> =
         settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -93,15 +98,57 @@ pub async fn describe(address: &KafkaAddress, topic: &str) -> Result<Option<i32>
 }
 
 /// What a topic of one partition holds, key by key: the last value of each, tombstones left out.
+pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// What a topic shows of itself at once.
+pub struct Shown {
+    pub rows: Rows,
+    /// No transaction was open on it: nothing that was committed before stands behind one and is not shown for that.
+    pub is_settled: bool,
+}
+
+/// What a topic of one partition holds.
 ///
 /// Waits for every transaction that had written to the topic when this was called, so that nothing committed before is
 /// missed behind one that was still open. Who writes to it by one `transactional.id` connects a producer of it first.
-pub async fn read_compacted(address: &KafkaAddress, topic: &str) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, KafkaFailure> {
+pub async fn read_compacted(address: &KafkaAddress, topic: &str) -> Result<Rows, KafkaFailure> {
     let (address, topic) = (address.clone(), topic.to_owned());
     blocking("read a topic", move |_, given_up| {
-        let reader = reader(&address, "read_committed")?;
-        wait_until_settled(&address, &reader, &topic, given_up)?;
-        read_to_end(&reader, &topic, given_up)
+        let committed = reader(&address, "read_committed")?;
+        let until = Instant::now() + SETTLED_WITHIN;
+        let end = end_of(&*reader(&address, "read_uncommitted")?, &topic)?;
+        while end_of(&committed, &topic)? < end {
+            if Instant::now() >= until || given_up.load(Ordering::Relaxed) {
+                let message = format!("topic \"{topic}\" is held up by a transaction that is still open");
+                return Err(KafkaFailure::Transient { message });
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        read_to_end(&committed, &topic, given_up)
+    })
+    .await
+}
+
+/// What a topic shows of itself, without waiting for anybody; `None`: there is no such topic.
+///
+/// # Errors
+/// The brokers do not answer, or the topic has more partitions than one.
+pub async fn look_at_compacted(address: &KafkaAddress, topic: &str) -> Result<Option<Shown>, KafkaFailure> {
+    let (address, topic) = (address.clone(), topic.to_owned());
+    blocking("look at a topic", move |_, given_up| {
+        let committed = reader(&address, "read_committed")?;
+        match partition_count(&committed, &topic)? {
+            None => return Ok(None),
+            Some(1) => {}
+            Some(partitions) => {
+                let message = format!("topic \"{topic}\" has {partitions} partitions, not one");
+                return Err(KafkaFailure::Fatal { message });
+            }
+        }
+        // First: what is committed while this looks makes nothing unsettled.
+        let end = end_of(&*reader(&address, "read_uncommitted")?, &topic)?;
+        let is_settled = end_of(&committed, &topic)? >= end;
+        Ok(Some(Shown { rows: read_to_end(&committed, &topic, given_up)?, is_settled }))
     })
     .await
 }
@@ -124,9 +171,30 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(KafkaFailure::Transient { message: format!("{what}: the call was given up") }))
 }
 
-fn reader(address: &KafkaAddress, isolation_level: &str) -> Result<BaseConsumer<Reports>, KafkaFailure> {
+/// A client that reads. Its end takes a tenth of a second, for which nobody waits.
+struct Reading(Option<BaseConsumer<Reports>>);
+
+impl Deref for Reading {
+    type Target = BaseConsumer<Reports>;
+
+    fn deref(&self) -> &BaseConsumer<Reports> {
+        self.0.as_ref().expect("only one that is dropped has no client")
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let client = self.0.take();
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(client))),
+            Err(_) => drop(client),
+        }
+    }
+}
+
+fn reader(address: &KafkaAddress, isolation_level: &str) -> Result<Reading, KafkaFailure> {
     let made = address.reader(isolation_level).create_with_context(Reports::default());
-    made.map_err(|err| KafkaFailure::of("connect", "", &err))
+    made.map(|client| Reading(Some(client))).map_err(|err| KafkaFailure::of("connect", "", &err))
 }
 
 fn partition_count(reader: &BaseConsumer<Reports>, topic: &str) -> Result<Option<i32>, KafkaFailure> {
@@ -162,41 +230,19 @@ fn patiently<T>(
     }
 }
 
-/// Waits until what is shown of the topic reaches where it ends now.
-fn wait_until_settled(
-    address: &KafkaAddress,
-    committed: &BaseConsumer<Reports>,
-    topic: &str,
-    given_up: &AtomicBool,
-) -> Result<(), KafkaFailure> {
-    let what = "look for the end";
-    let end_of = |reader: &BaseConsumer<Reports>| {
-        patiently(reader, what, topic, || reader.fetch_watermarks(topic, 0, SLICE)).map(|(_, end)| end)
-    };
-    // With `read_uncommitted` the end is the high watermark, with `read_committed` the last stable offset.
-    let end = end_of(&reader(address, "read_uncommitted")?)?;
-    let until = Instant::now() + SETTLED_WITHIN;
-    while end_of(committed)? < end {
-        if Instant::now() >= until || given_up.load(Ordering::Relaxed) {
-            let message = format!("topic \"{topic}\" is held up by a transaction that is still open");
-            return Err(KafkaFailure::Transient { message });
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
-    Ok(())
+/// Where a topic ends. To a reader of what is committed that is the last stable offset, to another the high watermark.
+fn end_of(reader: &BaseConsumer<Reports>, topic: &str) -> Result<i64, KafkaFailure> {
+    let asked = patiently(reader, "look for the end", topic, || reader.fetch_watermarks(topic, 0, SLICE));
+    asked.map(|(_, end)| end)
 }
 
-fn read_to_end(
-    reader: &BaseConsumer<Reports>,
-    topic: &str,
-    given_up: &AtomicBool,
-) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, KafkaFailure> {
+fn read_to_end(reader: &BaseConsumer<Reports>, topic: &str, given_up: &AtomicBool) -> Result<Rows, KafkaFailure> {
     let what = "read";
     let failed = |error: &KafkaError| reader.context().explain(KafkaFailure::of(what, topic, error));
     let mut from = TopicPartitionList::new();
     from.add_partition_offset(topic, 0, Offset::Beginning).map_err(|err| failed(&err))?;
     reader.assign(&from).map_err(|err| failed(&err))?;
-    let mut rows = BTreeMap::new();
+    let mut rows = Rows::new();
     let mut until = Instant::now() + ANSWER_WITHIN;
     loop {
         let record = match reader.poll(LOOK_EVERY) {
