@@ -13,11 +13,14 @@ use std::time::Duration;
 
 use crate::diagnostic::{Finding, Findings, SourceFile};
 
+mod beside;
 pub mod document;
 mod layers;
 mod read;
 mod redact;
 pub mod units;
+
+pub use beside::{BesideRows, Heartbeats};
 
 /// A password, or an address that may hold one. It is shown nowhere; who needs it calls [`Secret::expose`].
 #[derive(Clone, PartialEq, Eq)]
@@ -182,6 +185,7 @@ pub struct KafkaEnd {
     pub registry: Option<RegistryEnd>,
     /// The compacted topic that holds checkpoints and table states.
     pub state_topic: String,
+    pub beside: BesideRows,
 }
 
 /// `schema_registry`: one that speaks Confluent's API.

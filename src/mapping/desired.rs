@@ -2,7 +2,7 @@
 
 use super::clickhouse::{self, ClickHouseTable};
 use super::draft::{Draft, DraftColumn, DraftFrom};
-use super::kafka::{DesiredTopic, Expanded};
+use super::kafka::{DesiredTopic, Expanded, beside};
 use super::offline::is_postgres;
 use super::plan::Mode;
 use super::resolve::{Live, LiveSource, expand, source_table, without_repeats};
@@ -71,6 +71,9 @@ pub fn desired_tables(config: &Config, files: &[MappingFile], live: &Live) -> (D
         for Expanded { topic, .. } in expand(file, live, &mut findings) {
             desired.add_topic(file, &topic, live);
         }
+        for (sink, topic, _) in beside(config, file) {
+            desired.add_one(&sink, &topic, 1, live);
+        }
         for mapping in &file.tables {
             for source in &file.sources {
                 let wanting = file.sinks.iter().map(|sink| sink.value.as_str()).filter(|sink| {
@@ -118,11 +121,15 @@ impl Desired {
     fn add_topic(&mut self, file: &MappingFile, topic: &str, live: &Live) {
         let partitions = file.topic.as_ref().map_or(1, |section| section.partitions);
         for sink in &file.sinks {
-            let is_lacking = live.kafka.get(&sink.value).is_some_and(|end| !end.topics.contains_key(topic));
-            let is_known = self.topics.iter().any(|known| known.sink == sink.value && known.name == topic);
-            if is_lacking && !is_known {
-                self.topics.push(DesiredTopic { sink: sink.value.clone(), name: topic.to_owned(), partitions });
-            }
+            self.add_one(&sink.value, topic, partitions, live);
+        }
+    }
+
+    fn add_one(&mut self, sink: &str, topic: &str, partitions: i32, live: &Live) {
+        let is_lacking = live.kafka.get(sink).is_some_and(|end| !end.topics.contains_key(topic));
+        let is_known = self.topics.iter().any(|known| known.sink == sink && known.name == topic);
+        if is_lacking && !is_known {
+            self.topics.push(DesiredTopic { sink: sink.to_owned(), name: topic.to_owned(), partitions });
         }
     }
 

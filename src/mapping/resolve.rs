@@ -128,6 +128,7 @@ pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved
                 }
             }
         }
+        findings.0.extend(kafka::lacking(config, file, live));
         for view in &file.views {
             for sink in &file.sinks {
                 if let Some(end) = live.sinks.get(&sink.value) {

@@ -3,6 +3,7 @@
 //! While the sink applies one batch the next is built from whatever has arrived; when the sink is free, what there is
 //! becomes the next batch. So an idle system has small batches and little delay, and a backlog gets large ones.
 
+mod beat;
 mod care;
 mod catchup;
 mod gather;
@@ -251,7 +252,7 @@ impl Applier {
             if let Err(over) = self.dispatch(&mut session).await {
                 return over;
             }
-            let look_in = session.looked_at + self.link.config.idle_record.min(STALL);
+            let look_in = session.looks_in_at(self.link.config.idle_record);
             let wants_more = session.rest.is_none() && !session.builder.is_full() && !session.is_joining();
             let stopping = *self.stop.borrow();
             let gathers_until = session.gathers_until();
@@ -342,10 +343,12 @@ impl Applier {
             return Ok(());
         }
         let ready = !session.builder.is_empty() && (session.builder.at_boundary() || session.builder.is_full());
+        if ready && (!session.is_gathering() || *self.stop.borrow()) {
+            self.start(session);
+            return Ok(());
+        }
+        self.beat(session).await?;
         if ready {
-            if !session.is_gathering() || *self.stop.borrow() {
-                self.start(session);
-            }
             return Ok(());
         }
         if !session.builder.is_empty() || !session.builder.at_boundary() {

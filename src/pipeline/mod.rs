@@ -386,7 +386,8 @@ pub fn sink_address(config: &Config, name: &str) -> Result<SinkAddress, String> 
             let address = KafkaAddress::new(&end.brokers, end.options.clone());
             let address = address.map_err(|error| format!("sink \"{name}\": {error}"))?;
             let registry = end.registry.as_ref().map(|registry| schema_registry(name, registry)).transpose()?;
-            Ok(SinkAddress::Kafka(Arc::new(Cluster::new(name, address, &end.state_topic, registry))))
+            let cluster = Cluster::new(name, address, &end.state_topic, registry).with_beside(end.beside.clone());
+            Ok(SinkAddress::Kafka(Arc::new(cluster)))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The closed set of sinks behind one face: what appliers, copies and the start-up ask of any of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
@@ -306,6 +306,25 @@ impl AnySink {
             // Its rows say by their versions what they are worth; nothing is held back.
             AnySink::ClickHouse(_) => Ok(()),
             AnySink::Kafka(sink) => sink.begin().await,
+        }
+    }
+
+    /// When a sign of life is to be sent, though there may be nothing to apply.
+    pub fn heartbeat_due_at(&self) -> Option<Instant> {
+        match self {
+            AnySink::Postgres(_) | AnySink::ClickHouse(_) => None,
+            AnySink::Kafka(sink) => sink.heartbeat_due_at(),
+        }
+    }
+
+    /// Sends it, if it is time. What the sink holds stays as it is.
+    ///
+    /// # Errors
+    /// See [`ApplyError`]: after any error connect anew and read the checkpoint.
+    pub async fn heartbeat(&mut self) -> Result<(), ApplyError> {
+        match self {
+            AnySink::Postgres(_) | AnySink::ClickHouse(_) => Ok(()),
+            AnySink::Kafka(sink) => sink.heartbeat().await,
         }
     }
 

@@ -23,6 +23,7 @@ mod huge;
 mod identity;
 mod journal_modes;
 mod kafka;
+mod kafka_events;
 mod kafka_secured;
 mod kafka_sink;
 mod keyless;

@@ -1,13 +1,15 @@
 //! `[sink.NAME]` of `kind = "kafka"`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::super::document::{Entry, Value, find};
-use super::super::{KafkaEnd, Secret};
+use super::super::{BesideRows, Heartbeats, KafkaEnd, Secret};
 use super::Read;
 use crate::diagnostic::Finding;
+use crate::value::debezium::{HEARTBEAT_PREFIX, TRANSACTION_TOPIC};
 
-pub(super) const KEYS: [&str; 11] = [
+pub(super) const KEYS: [&str; 15] = [
     "kind",
     "brokers",
     "user",
@@ -19,6 +21,10 @@ pub(super) const KEYS: [&str; 11] = [
     "on_error",
     "batch_rows_max",
     "idle_record",
+    "provide_transaction_metadata",
+    "topic_transaction",
+    "heartbeat_interval",
+    "topic_heartbeat_prefix",
 ];
 
 const STATE_TOPIC: &str = "tailwater.state";
@@ -37,7 +43,8 @@ impl Read {
             options.insert("sasl.password".to_owned(), password);
         }
         let registry = self.registry(section);
-        Some(KafkaEnd { options, registry, state_topic: self.state_topic(section), brokers: brokers? })
+        let state_topic = self.topic_name(section, "state_topic", STATE_TOPIC);
+        Some(KafkaEnd { options, registry, state_topic, beside: self.beside(section), brokers: brokers? })
     }
 
     fn brokers(&mut self, header: &Entry, section: &[Entry]) -> Option<String> {
@@ -79,13 +86,36 @@ impl Read {
         options
     }
 
-    fn state_topic(&mut self, section: &[Entry]) -> String {
-        let Some(entry) = find(section, "state_topic") else { return STATE_TOPIC.to_owned() };
-        let text = self.reader.string(entry).unwrap_or(STATE_TOPIC);
+    fn beside(&mut self, section: &[Entry]) -> BesideRows {
+        let topic = self.topic_name(section, "topic_transaction", TRANSACTION_TOPIC);
+        let prefix = self.topic_name(section, "topic_heartbeat_prefix", HEARTBEAT_PREFIX);
+        let every = self.duration(section, "heartbeat_interval", Duration::ZERO);
+        BesideRows {
+            transactions: self.switch(section, "provide_transaction_metadata").then_some(topic),
+            heartbeats: (!every.is_zero()).then_some(Heartbeats { every, prefix }),
+        }
+    }
+
+    fn switch(&mut self, section: &[Entry], key: &str) -> bool {
+        let Some(entry) = find(section, key) else { return false };
+        match &entry.node.value {
+            Value::Boolean(value) => return *value,
+            // The environment has nothing but strings.
+            Value::String(text) if text == "true" || text == "false" => return text == "true",
+            _ => {}
+        }
+        let finding = Finding::error("wrong-type", format!("\"{key}\" must be true or false"));
+        self.reader.report(&entry.node.origin, finding);
+        false
+    }
+
+    fn topic_name(&mut self, section: &[Entry], key: &str, default: &str) -> String {
+        let Some(entry) = find(section, key) else { return default.to_owned() };
+        let text = self.reader.string(entry).unwrap_or(default);
         let is_name = (1..=TOPIC_NAME_MAX).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
         if !is_name {
-            let finding = Finding::error("bad-value", "\"state_topic\" is no name of a topic");
+            let finding = Finding::error("bad-value", format!("\"{key}\" is no name of a topic"));
             self.reader.report(&entry.node.origin, finding.hint("letters, digits, `.`, `_` and `-` make one."));
         }
         text.to_owned()

@@ -3,6 +3,7 @@
 //! Every table has a topic of its own. Its changes go there one by one and in their order, so nothing is folded and no
 //! column is renamed or computed: what a message says of a row is what the source says.
 
+mod beside;
 mod expand;
 mod pattern;
 mod plan;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 
 use crate::catalog::TableName;
 
+pub(super) use beside::{beside, lacking};
 pub(super) use expand::{Expanded, expand};
 pub use pattern::Pattern;
 pub(super) use plan::plan;

@@ -17,16 +17,39 @@ impl KafkaSink {
     pub async fn apply(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {
         self.begin().await?;
         let now = UnixMicros::now();
-        for batched in &batch.tables {
-            let mut reader = Reader::new(batch, batched);
-            for step in steps(batched) {
-                self.send(batch, &mut reader, step, now).await?;
+        if self.transactions.is_some() {
+            self.send_in_order(batch, now).await?;
+        } else {
+            for batched in &batch.tables {
+                let mut reader = Reader::new(batch, batched);
+                for step in steps(batched) {
+                    self.send(batch, &mut reader, step, now).await?;
+                }
             }
         }
         let BatchEnd::Commit(checkpoint) = batch.end else { return Ok(None) };
         assert!(checkpoint.end_lsn >= self.checkpoint.end_lsn, "checkpoint goes back to {}", checkpoint.end_lsn);
+        if let Some(transactions) = &mut self.transactions {
+            transactions.end(&mut self.producer).await.map_err(|failure| apply_error(&failure))?;
+        }
         self.commit(checkpoint).await?;
         Ok(Some(self.durable()))
+    }
+
+    /// All tables' changes in the order in which the source made them, so that each can be told its place.
+    async fn send_in_order(&mut self, batch: &Batch, now: UnixMicros) -> Result<(), ApplyError> {
+        let mut readers: Vec<_> = batch.tables.iter().map(|batched| Reader::new(batch, batched)).collect();
+        let all = readers
+            .iter()
+            .enumerate()
+            .flat_map(|(table, reader)| steps(reader.batched).map(move |step| (reader.order(step), table, step)));
+        let mut all: Vec<_> = all.collect();
+        // What is equal there is one change that goes to several topics.
+        all.sort_by_key(|(order, table, _)| (*order, *table));
+        for (_, table, step) in all {
+            self.send(batch, &mut readers[table], step, now).await?;
+        }
+        Ok(())
     }
 
     async fn send<'a>(
@@ -44,9 +67,17 @@ impl KafkaSink {
         let before = transaction.checked_sub(1).map(|before| batch.transactions[before].commit_lsn);
         let last_commit = before.unwrap_or(self.checkpoint.commit_lsn);
         let lsn = place.lsn.unwrap_or(begin.commit_lsn);
-        let at = At { begin, last_commit, lsn, ordinal: place.ordinal, order: None, now };
+        // What a table catches up with after its copy is of transactions whose end was told before.
+        let is_told = begin.commit_lsn >= self.checkpoint.end_lsn;
+        let mut transactions = self.transactions.as_mut().filter(|_| is_told);
+        let order = transactions.as_ref().map(|transactions| transactions.next(begin, plan_index));
+        let at = At { begin, last_commit, lsn, ordinal: place.ordinal, order, now };
         let table = self.tables[plan_index].as_mut().map_err(|refused| at_table(refused.clone()))?;
-        let (_, messages) = table.change(reader.images(step), &at).map_err(at_table)?;
+        let (events, messages) = table.change(reader.images(step), &at).map_err(at_table)?;
+        if let Some(transactions) = &mut transactions {
+            let counted = transactions.count(&mut self.producer, begin, lsn, plan_index, events);
+            counted.await.map_err(|failure| apply_error(&failure))?;
+        }
         for message in messages {
             let sent = message.send(&mut self.producer).await;
             sent.map_err(|failure| match &failure {
@@ -111,6 +142,17 @@ impl<'a> Reader<'a> {
                 // The message's first row tells where the change stands in the WAL.
                 let lsn = self.batch.change_lsn(self.row(entry.origin.unwrap_or(entry.row)));
                 Place { transaction: row.transaction, ordinal: row.ordinal, lsn }
+            }
+        }
+    }
+
+    /// Changes of one statement are told apart by the tables' places in it.
+    fn order(&self, step: Step) -> (u32, u64, u32) {
+        match step {
+            Step::Emptied(emptied) => (emptied.transaction, emptied.ordinal, emptied.place),
+            Step::Entry(entry) => {
+                let row = self.row(entry.row);
+                (row.transaction, row.ordinal, 0)
             }
         }
     }

@@ -11,6 +11,7 @@ use super::state_record;
 use super::topics::{Rows, describe, ensure_topic, look_at_compacted, read_compacted, topics};
 use crate::catalog::TableName;
 use crate::checkpoint::{Checkpoint, SourceIdentity};
+use crate::config::BesideRows;
 use crate::lsn::Lsn;
 use crate::sink::state::{StoredCheckpoint, StoredTable, TableState, name_text};
 
@@ -33,6 +34,7 @@ pub struct Cluster {
     address: KafkaAddress,
     state_topic: String,
     registry: Option<Registry>,
+    beside: BesideRows,
 }
 
 /// What a sink remembers of one source.
@@ -78,7 +80,17 @@ impl Remembered {
 
 impl Cluster {
     pub fn new(sink: &str, address: KafkaAddress, state_topic: &str, registry: Option<Registry>) -> Cluster {
-        Cluster { sink: sink.to_owned(), address, state_topic: state_topic.to_owned(), registry }
+        let beside = BesideRows::default();
+        Cluster { sink: sink.to_owned(), address, state_topic: state_topic.to_owned(), registry, beside }
+    }
+
+    /// What is sent beside rows.
+    pub fn with_beside(self, beside: BesideRows) -> Cluster {
+        Cluster { beside, ..self }
+    }
+
+    pub fn beside(&self) -> &BesideRows {
+        &self.beside
     }
 
     /// Where schemas are registered, if any are.
@@ -132,6 +144,11 @@ impl Cluster {
             Some(1) | None => Ok(()),
             Some(partitions) => Err(format!("state topic \"{topic}\" has {partitions} partitions, not one")),
         }
+    }
+
+    /// How many partitions a topic has; `None` if there is no such topic.
+    pub async fn partitions(&self, topic: &str) -> Result<Option<i32>, String> {
+        describe(&self.address, topic).await.map_err(|failure| failure.to_string())
     }
 
     /// Every topic with how many partitions it has.

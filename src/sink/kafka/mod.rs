@@ -12,10 +12,12 @@
 
 pub mod address;
 mod apply;
+mod beside;
 mod client;
 pub mod cluster;
 pub mod encode;
 pub mod failure;
+mod heartbeat;
 pub mod load;
 pub mod partition;
 pub mod producer;
@@ -25,6 +27,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 pub mod topics;
+mod transactions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,9 +42,11 @@ use crate::sink::{ApplyError, Durable};
 use cluster::Cluster;
 use encode::Messages;
 use failure::KafkaFailure;
+use heartbeat::Heart;
 use producer::{Producer, Record};
 use registry::RegistryError;
 use state::{CheckpointRecord, StateKey, TableRecord};
+use transactions::Transactions;
 
 /// Applies one source's batches.
 pub struct KafkaSink {
@@ -51,6 +56,8 @@ pub struct KafkaSink {
     producer: Producer,
     /// By plan; where the registry refuses the table's schema, why.
     tables: Vec<Result<Messages, String>>,
+    transactions: Option<Transactions>,
+    heart: Option<Heart>,
     /// A transaction is begun and not ended.
     is_open: bool,
     epoch: i64,
@@ -81,6 +88,8 @@ impl KafkaSink {
         }
         Ok(KafkaSink {
             tables,
+            transactions: Transactions::of(&cluster, &setup.source, &setup.plans).await?,
+            heart: Heart::of(&cluster, &setup.source, &setup.plans).await?,
             name: setup.name,
             source: setup.source,
             cluster,
@@ -107,8 +116,11 @@ impl KafkaSink {
         Ok(())
     }
 
-    /// Writes the checkpoint into the open transaction and commits it.
+    /// Writes the checkpoint into the open transaction and commits it, with a heartbeat if one is due.
     async fn commit(&mut self, checkpoint: Checkpoint) -> Result<(), ApplyError> {
+        if let Some(heart) = &mut self.heart {
+            heart.beat(&mut self.producer).await.map_err(|failure| apply_error(&failure))?;
+        }
         let record = CheckpointRecord::new(&checkpoint, &self.identity, self.epoch).to_bytes();
         let key = StateKey::checkpoint(&self.source);
         self.state(&key, &record).await?;
