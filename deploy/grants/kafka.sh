@@ -10,10 +10,14 @@ set -euo pipefail
 user=${TAILWATER_KAFKA_USER:-User:tailwater}
 topics=${TAILWATER_KAFKA_TOPICS:-lms.}
 state=${TAILWATER_KAFKA_STATE:-tailwater.state}
+heartbeats=${TAILWATER_KAFKA_HEARTBEATS:-__debezium-heartbeat.}
 
 # The topics of the source's tables.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --topic "$topics" --resource-pattern-type prefixed
+# Only with `heartbeat_interval`; `lms.transaction`, of `provide_transaction_metadata`, is among those above.
+kafka-acls.sh "$@" --add --allow-principal "$user" \
+    --operation Write --operation Describe --topic "$heartbeats" --resource-pattern-type prefixed
 # Checkpoints and table states: written with the changes, read at each start, by no consumer group.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Read --operation Describe --topic "$state"

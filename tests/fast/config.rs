@@ -106,6 +106,25 @@ fn a_kafka_sink_may_have_a_schema_registry() {
 }
 
 #[test]
+fn a_kafka_sink_tells_of_transactions_and_beats_if_it_is_asked_to() {
+    let of = |lines: &str, environment: &[(&str, &str)]| {
+        let config = parse(&format!("{SMALLEST}[sink.k]\nkind = \"kafka\"\nbrokers = \"h:1\"\n{lines}"), environment);
+        let config = config.unwrap_or_else(|findings| panic!("{}", findings.render(false)));
+        let SinkEnd::Kafka(end) = &config.sinks["k"].end else { panic!("{:?}", config.sinks["k"]) };
+        (end.beside.topics("lms").collect::<Vec<_>>(), end.beside.heartbeats.as_ref().map(|beats| beats.every))
+    };
+    assert_eq!(of("", &[]), (vec![], None));
+    let both = "provide_transaction_metadata = true\nheartbeat_interval = \"5s\"\n";
+    let topics = |names: [&str; 2]| (names.map(str::to_owned).to_vec(), Some(Duration::from_secs(5)));
+    assert_eq!(of(both, &[]), topics(["lms.transaction", "__debezium-heartbeat.lms"]));
+    let named = "topic_transaction = \"tx\"\ntopic_heartbeat_prefix = \"beats\"\n";
+    assert_eq!(of(&format!("{both}{named}"), &[]), topics(["lms.tx", "beats.lms"]));
+    assert_eq!(of(named, &[]), (vec![], None), "a name alone asks for nothing");
+    let environment = [("TAILWATER__SINK__K__PROVIDE_TRANSACTION_METADATA", "true")];
+    assert_eq!(of("", &environment).0, ["lms.transaction"]);
+}
+
+#[test]
 fn environment_overrides_the_file_and_adds_to_it() {
     let environment = [
         ("TAILWATER__SOURCE__LMS__URL", "postgres://u:p${x}@other/lms"),
@@ -181,6 +200,10 @@ fn every_slip_has_its_finding() {
         (
             "[sink.k]\nkind = \"kafka\"\nbrokers = \"h:1\"\nschema_registry = { url = \"r:8081\", usr = \"u\" }",
             &["\"url\" must begin with \"http://\" or \"https://\"", "unknown key \"usr\" in \"schema_registry\""],
+        ),
+        (
+            "[sink.k]\nkind = \"kafka\"\nbrokers = \"h:1\"\nprovide_transaction_metadata = 1\ntopic_transaction = \"a b\"",
+            &["\"provide_transaction_metadata\" must be true or false", "\"topic_transaction\" is no name of a topic"],
         ),
         ("[sink.k]\nkind = \"postgre\"", &["\"kind\" must be one of", "did you mean \"postgres\"?"]),
         ("[sink.k]\nurl = \"postgres://h/d\"", &["[sink.k] has no \"kind\""]),

@@ -1,5 +1,8 @@
 //! A table's changes as messages: what they say, what they are keyed by, and where they go.
 
+#[cfg(test)]
+mod tests;
+
 use crate::assemble::Begin;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
