@@ -29,11 +29,12 @@ const ORDERS: &str = "CREATE TABLE orders (region text, id int, \"odd name\" tex
     INSERT INTO orders_full TABLE orders";
 
 /// Each kind of change, after the first copy.
-const CHANGES: [&str; 4] = [
+const CHANGES: [&str; 5] = [
     "INSERT INTO orders VALUES ('eu', 2, 'second', repeat('y', 5000), 1.00, '2026-01-02T03:04:06.5Z', '{}')",
     "UPDATE orders SET amount = -1.25 WHERE id = 2",
     "UPDATE orders SET id = 3 WHERE id = 2",
     "DELETE FROM orders WHERE id = 3",
+    "TRUNCATE orders",
 ];
 
 struct Stage {
@@ -99,7 +100,7 @@ impl Stage {
         let records = self.records(topic)?;
         let mut bytes: Vec<&[u8]> = Vec::new();
         for record in &records {
-            bytes.push(record.key.as_deref().context("a message has no key")?);
+            bytes.extend(record.key.as_deref());
             bytes.extend(record.value.as_deref());
             bytes.extend(KEY_HEADERS.iter().filter_map(|name| record.header(name)));
         }
@@ -107,7 +108,7 @@ impl Stage {
         let mut next = || values.next().context("as many values as messages");
         let mut messages = Vec::new();
         for record in &records {
-            let key = next()?;
+            let key = record.key.as_ref().map(|_| next()).transpose()?.unwrap_or_default();
             let value = record.value.as_ref().map(|_| next()).transpose()?;
             let mut moved = Vec::new();
             for name in KEY_HEADERS.iter().filter(|name| record.header(name).is_some()) {
@@ -125,7 +126,7 @@ impl Stage {
             let parse = |bytes: &[u8]| Ok::<Value, anyhow::Error>(serde_json::from_slice(bytes)?);
             let moved = KEY_HEADERS.iter().filter_map(|name| Some((*name, record.header(name)?)));
             Ok(Message {
-                key: parse(record.key.as_deref().context("a message has no key")?)?,
+                key: record.key.as_deref().map(parse).transpose()?.unwrap_or_default(),
                 value: record.value.as_deref().map(parse).transpose()?,
                 moved: moved.map(|(name, key)| Ok((name, parse(key)?))).collect::<Result<_>>()?,
             })
@@ -137,6 +138,7 @@ impl Stage {
 const KEY_HEADERS: [&str; 2] = ["__debezium.newkey", "__debezium.oldkey"];
 
 struct Message {
+    /// NULL where there is none.
     key: Value,
     value: Option<Value>,
     /// Keys in headers.
@@ -198,9 +200,9 @@ async fn said(daemon: &mut Daemon, words: &str) -> Result<()> {
 
 /// Both forms of every table, each a topic of one partition.
 const AVRO: &str = "source = \"src\"\nsink = \"events\"\n\n[topic]\ntables = [\"public.*\"]\nname = \"avro.{table}\"\n\
-                    format = \"avro\"\npartitions = 1\n";
+                    format = \"avro\"\npartitions = 1\nskipped_operations = \"none\"\n";
 const JSON: &str = "source = \"src\"\nsink = \"events\"\n\n[topic]\ntables = [\"public.*\"]\nname = \"json.{table}\"\n\
-                    partitions = 1\n";
+                    partitions = 1\nskipped_operations = \"none\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_reader_finds_in_avro_what_json_says_of_every_type_and_change() -> Result<()> {
@@ -279,10 +281,11 @@ fn orders_are_told(stage: &Stage) -> Result<()> {
     for (topic, is_full) in [("avro.orders", false), ("avro.orders_full", true)] {
         let messages = stage.messages(topic)?;
         let ops: Vec<&str> = messages.iter().map(Message::op).collect();
-        ensure!(ops == ["r", "c", "u", "d", "tombstone", "c", "d", "tombstone"], "{topic}: {ops:?}");
+        ensure!(ops == ["r", "c", "u", "d", "tombstone", "c", "d", "tombstone", "t"], "{topic}: {ops:?}");
         let key = |id: i32| json!({ "region": "eu", "id": id });
         let keys: Vec<&Value> = messages.iter().map(|message| &message.key).collect();
-        let expected: Vec<Value> = [1, 2, 2, 2, 2, 3, 3, 3].map(key).into();
+        let mut expected: Vec<Value> = [1, 2, 2, 2, 2, 3, 3, 3].map(key).into();
+        expected.push(Value::Null);
         ensure!(keys == expected.iter().collect::<Vec<_>>(), "{topic}: {keys:?}");
         ensure!(messages[3].moved == [("__debezium.newkey", key(3))], "{topic}: {:?}", messages[3].moved);
         ensure!(messages[5].moved == [("__debezium.oldkey", key(2))], "{topic}: {:?}", messages[5].moved);
