@@ -116,6 +116,19 @@ pub enum TypeKind {
     Pseudo,
 }
 
+/// A type that is not Postgres's own, as the values of its columns pass on the wire.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UserType {
+    /// As [`Column::wire_type`], [`Column::wire_oid`] and [`Column::wire_modifier`] have it.
+    pub wire_type: String,
+    pub wire_oid: u32,
+    pub wire_modifier: i32,
+    pub kind: TypeKind,
+    pub has_binary: bool,
+    /// Of an enum, a domain over one, or an array of one: in their order.
+    pub labels: Vec<String>,
+}
+
 /// One column of a live table.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Column {

@@ -316,6 +316,9 @@ fn topic_plan() -> crate::mapping::plan::Plan {
         options: TopicOptions { tombstones: true, skipped: Skipped::NONE, values: Default::default() },
         partitions: 1,
         columns: Vec::new(),
+        exclude: Vec::new(),
+        names_key: false,
+        types: Arc::default(),
     };
     crate::mapping::plan::Plan { topic: Some(topic), ..plan(Mode::Append, DeleteMode::Hard) }
 }

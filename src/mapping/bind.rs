@@ -2,10 +2,12 @@
 //!
 //! The layout may be older than the catalog from which the plan was made, as after a restart with a backlog, or newer. What
 //! is older and lacks a column that was added since is given the value that such a row has at the source. What is newer
-//! and does not fit is news: somebody must look at the catalog again.
+//! and does not fit is news: somebody must look at the catalog again. Messages of a Kafka sink have the columns of the layout
+//! instead, whatever they are.
 
 use std::sync::Arc;
 
+use super::kafka;
 use super::plan::{BeforeAdded, ExpectedColumn, InputFrom, Plan};
 use super::types::{TypeChange, type_change, type_name};
 use crate::catalog::{ReplicaIdentity, TableName};
@@ -28,6 +30,14 @@ pub enum Mismatch {
     Missing { column: String },
     #[error("column \"{column}\" was added")]
     Added { column: String },
+    #[error("column \"{column}\" has another type")]
+    Retyped { column: String },
+    #[error("its primary key is another one now ({columns})")]
+    OtherKey { columns: String },
+    #[error("it has no primary key any more, and the mapping names no key to keep its messages in order by")]
+    NoKey,
+    #[error("column \"{column}\" of its key never leaves the source, as the mapping has it")]
+    ExcludedKey { column: String },
     #[error("column \"{column}\" changed from {old} to {new}, and what its rows became was not sent")]
     Type { column: String, old: String, new: String },
     #[error("it is another table of that name now (OID {new}, was {old}), and what became of its rows was not sent")]
@@ -64,6 +74,9 @@ impl Binding {
     /// # Errors
     /// The layout lacks what the plan needs, or has what it should know, or has it in another form.
     pub fn new(plan: &Arc<Plan>, relation: &Relation, commit_lsn: Lsn) -> Result<Binding, BindError> {
+        if let Some(topic) = &plan.topic {
+            return kafka::bind(plan, topic, relation, commit_lsn);
+        }
         let mut bind = Bind {
             plan,
             relation,
@@ -118,6 +131,10 @@ impl Bind<'_> {
             Mismatch::Missing { .. } | Mismatch::Added { .. } | Mismatch::Identity { .. } => true,
             // Nothing that a second look could mend.
             Mismatch::Type { .. } | Mismatch::OtherTable { .. } | Mismatch::Renamed { .. } => false,
+            // Of messages.
+            Mismatch::Retyped { .. } | Mismatch::OtherKey { .. } | Mismatch::NoKey | Mismatch::ExcludedKey { .. } => {
+                false
+            }
         };
         BindError { table: self.plan.from.to_string(), mismatch, is_news: is_fresh && self.is_newer }
     }

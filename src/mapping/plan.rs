@@ -1,12 +1,15 @@
 //! A mapping compiled against both live ends: names, types and keys are settled here, once, so that per row only bytes move.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::catalog::TableName;
+use super::kafka::Pattern;
+use crate::catalog::{TableName, UserType};
 use crate::lsn::Lsn;
 use crate::mapping::kafka::Skipped;
 use crate::value::clickhouse::rowbinary::wants_text;
@@ -203,6 +206,20 @@ pub struct Topic {
     pub partitions: i32,
     /// By input: what an envelope's schema says of the column.
     pub columns: Vec<debezium::Column>,
+    /// Columns that never leave the source, also those that come later, as `schema.table.column`.
+    pub exclude: Vec<Pattern>,
+    /// The mapping names the key. Otherwise it is the primary key that the table has at the time.
+    pub names_key: bool,
+    /// What the source's own types are, by OID, for columns that come later.
+    #[serde(skip)]
+    pub types: Arc<BTreeMap<u32, UserType>>,
+}
+
+impl Topic {
+    /// Columns of which nothing is known: the source sent them before their types were dropped.
+    pub fn gone(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().filter(|column| column.type_name.is_empty()).map(|column| column.name.as_str())
+    }
 }
 
 /// How messages are written.

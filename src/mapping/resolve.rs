@@ -1,6 +1,7 @@
 //! Mapping files against both live ends: every name resolved or reported, and a plan for each table that is right.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::clickhouse::{self, LiveClickHouse};
 use super::desired::DesiredTable;
@@ -12,7 +13,7 @@ use super::publication::{self, Need};
 use super::syntax::{MappingFile, TableMapping, ViewMapping};
 use super::syntax_column::did_you_mean;
 use super::target;
-use crate::catalog::{Catalog, Table, TableKind, TableName};
+use crate::catalog::{Catalog, Table, TableKind, TableName, UserType};
 use crate::config::Config;
 use crate::diagnostic::{Finding, Findings};
 
@@ -22,6 +23,8 @@ pub struct LiveSource {
     pub catalog: Catalog,
     /// `server_version_num`: 150004 is 15.4.
     pub server_version: u32,
+    /// Types that are not Postgres's own, by OID.
+    pub types: Arc<BTreeMap<u32, UserType>>,
 }
 
 /// One sink, as it answered.
@@ -123,8 +126,9 @@ pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved
             needs.push(Need::of(&draft, source, end.server_version));
             for sink in &file.sinks {
                 let names = target::Ends { source, sink: &sink.value };
+                let types = &end.types;
                 if let Some(end) = live.kafka.get(&sink.value) {
-                    resolved.plans.extend(kafka::plan(&draft, section, topic, names, end, &mut findings));
+                    resolved.plans.extend(kafka::plan(&draft, section, topic, names, (end, types), &mut findings));
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, Row};
 
 use super::error::SqlError;
-use crate::catalog::{Catalog, Column, ForeignKey, ReplicaIdentity, Table, TableKind, TableName, TypeKind};
+use crate::catalog::{Catalog, Column, ForeignKey, ReplicaIdentity, Table, TableKind, TableName, TypeKind, UserType};
 
 /// Which tables to read.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +81,36 @@ JOIN base ON base.type = a.atttypid AND base.typtype <> 'd'
 JOIN pg_type AS wire ON wire.oid = base.base
 WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum";
+
+// Without the types that every table has for its rows, and their arrays.
+const USER_TYPES: &str = "
+WITH RECURSIVE base AS (
+  SELECT t.oid AS type, t.oid AS base, t.typtype, t.typbasetype, t.typtypmod AS modifier
+  FROM pg_type AS t
+  WHERE t.oid >= 16384
+  UNION ALL
+  SELECT base.type, t.oid, t.typtype, t.typbasetype,
+         CASE WHEN base.modifier >= 0 THEN base.modifier ELSE t.typtypmod END
+  FROM base
+  JOIN pg_type AS t ON t.oid = base.typbasetype
+  WHERE base.typtype = 'd'
+)
+SELECT t.oid, format_type(base.base, NULL) AS wire_type, base.base AS wire_oid,
+       CASE WHEN t.typtype = 'd' THEN base.modifier ELSE -1 END AS wire_modifier,
+       CASE WHEN t.typlen = -1 AND t.typsubscript = 'array_subscript_handler'::regproc THEN 'a'
+            ELSE t.typtype::text
+       END AS type_kind,
+       wire.typsend <> 0 AS has_binary,
+       ARRAY(SELECT e.enumlabel::text
+             FROM pg_enum AS e
+             WHERE e.enumtypid IN (wire.oid, wire.typelem)
+             ORDER BY e.enumsortorder) AS labels
+FROM base
+JOIN pg_type AS t ON t.oid = base.type
+JOIN pg_type AS wire ON wire.oid = base.base
+LEFT JOIN pg_type AS element ON element.oid = t.typelem
+LEFT JOIN pg_class AS rows ON rows.oid IN (t.typrelid, element.typrelid) AND rows.relkind <> 'c'
+WHERE base.typtype <> 'd' AND t.typtype <> 'p' AND rows.oid IS NULL";
 
 const KEYS: &str = "
 SELECT i.indrelid, i.indisprimary AS is_primary, i.indisreplident AS is_identity,
@@ -183,6 +213,22 @@ pub async fn read_types(client: &Client) -> Result<BTreeMap<String, u32>, SqlErr
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
+/// The types that the database has beside Postgres's own, by OID.
+pub async fn read_user_types(client: &Client) -> Result<BTreeMap<u32, UserType>, SqlError> {
+    let user_type = |row: &Row| {
+        let user_type = UserType {
+            wire_type: row.try_get("wire_type")?,
+            wire_oid: row.try_get("wire_oid")?,
+            wire_modifier: row.try_get("wire_modifier")?,
+            kind: type_kind(row.try_get("type_kind")?)?,
+            has_binary: row.try_get("has_binary")?,
+            labels: row.try_get("labels")?,
+        };
+        Ok((row.try_get("oid")?, user_type))
+    };
+    client.query(USER_TYPES, &[]).await?.iter().map(user_type).collect()
+}
+
 fn table(row: &Row) -> Result<Table, SqlError> {
     Ok(Table {
         oid: row.try_get("oid")?,
@@ -216,23 +262,27 @@ fn column(row: &Row) -> Result<Column, SqlError> {
         wire_type: row.try_get("wire_type")?,
         wire_oid: row.try_get("wire_oid")?,
         wire_modifier: row.try_get("wire_modifier")?,
-        type_kind: match row.try_get("type_kind")? {
-            "a" => TypeKind::Array,
-            "b" => TypeKind::Base,
-            "c" => TypeKind::Composite,
-            "d" => TypeKind::Domain,
-            "e" => TypeKind::Enum,
-            "m" => TypeKind::Multirange,
-            "p" => TypeKind::Pseudo,
-            "r" => TypeKind::Range,
-            _ => return Err(SqlError::unexpected("the server has an unknown kind of type")),
-        },
+        type_kind: type_kind(row.try_get("type_kind")?)?,
         not_null: row.try_get("not_null")?,
         generated: row.try_get("generated")?,
         has_default: row.try_get("has_default")?,
         toastable: row.try_get("toastable")?,
         has_binary: row.try_get("has_binary")?,
         enum_labels: row.try_get("enum_labels")?,
+    })
+}
+
+fn type_kind(letter: &str) -> Result<TypeKind, SqlError> {
+    Ok(match letter {
+        "a" => TypeKind::Array,
+        "b" => TypeKind::Base,
+        "c" => TypeKind::Composite,
+        "d" => TypeKind::Domain,
+        "e" => TypeKind::Enum,
+        "m" => TypeKind::Multirange,
+        "p" => TypeKind::Pseudo,
+        "r" => TypeKind::Range,
+        _ => return Err(SqlError::unexpected("the server has an unknown kind of type")),
     })
 }
 

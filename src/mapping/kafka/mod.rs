@@ -5,6 +5,7 @@
 
 mod beside;
 mod expand;
+mod follow;
 mod pattern;
 mod plan;
 mod skipped;
@@ -16,6 +17,7 @@ use crate::catalog::TableName;
 
 pub(super) use beside::{beside, lacking};
 pub(super) use expand::{Expanded, expand};
+pub(super) use follow::bind;
 pub use pattern::Pattern;
 pub(super) use plan::plan;
 pub use skipped::Skipped;

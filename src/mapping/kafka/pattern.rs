@@ -1,7 +1,9 @@
 //! Names with wildcards: `*` for any characters, `?` for one.
 
+use serde::Serialize;
+
 /// A name in which `*` and `?` stand for others.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Pattern(String);
 
 impl Pattern {

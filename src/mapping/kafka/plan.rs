@@ -1,11 +1,16 @@
 //! A draft against Kafka: does its topic exist, and can its messages be keyed? If so, the plan.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::{LiveKafka, TopicMapping};
+use crate::catalog::UserType;
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::draft::{Draft, DraftFrom};
-use crate::mapping::plan::{Expected, Input, InputFrom, Output, OutputFrom, Plan, Topic};
+use crate::mapping::plan::{Input, InputFrom, Output, OutputFrom, Plan, Topic};
+use crate::mapping::plan_build::Layout;
 use crate::mapping::target::Ends;
-use crate::value::clickhouse::types::{OnOverflow, SourceType};
+use crate::value::clickhouse::types::OnOverflow;
 use crate::value::debezium;
 
 /// The plan, or findings why there is none.
@@ -14,7 +19,7 @@ pub(in crate::mapping) fn plan(
     topic: &TopicMapping,
     name: &str,
     ends: Ends<'_>,
-    sink: &LiveKafka,
+    (sink, types): (&LiveKafka, &Arc<BTreeMap<u32, UserType>>),
     findings: &mut Findings,
 ) -> Option<Plan> {
     let report = |finding: Finding| finding.at(&draft.file.file, topic.name.span.clone());
@@ -35,50 +40,52 @@ pub(in crate::mapping) fn plan(
         DraftFrom::Column(from) => Some(*from),
         DraftFrom::Sql { .. } | DraftFrom::Value(_) | DraftFrom::Meta(_) | DraftFrom::Json { .. } => None,
     });
-    let columns: Vec<_> = columns.collect();
-    let inputs = columns.iter().map(|column| Input {
-        name: column.name.clone(),
-        from: InputFrom::Column(column.name.clone()),
-        stage_type: column.wire_type.clone(),
-        stage_type_oid: column.wire_oid,
-        nested: false,
-        toastable: column.toastable,
-        mask: None,
-        source_type: Some(SourceType::of(column)),
-        on_overflow: OnOverflow::default(),
-    });
-    let outputs = columns.iter().enumerate().map(|(input, column)| Output {
-        column: column.name.clone(),
-        target_type: column.type_name.clone(),
-        from: OutputFrom::Input { input, cast: false },
-    });
-    Some(Plan {
-        source: ends.source.to_owned(),
-        sink: ends.sink.to_owned(),
-        from: draft.mapping.from.value.clone(),
-        target: draft.mapping.target.value.clone(),
-        inputs: inputs.collect(),
-        outputs: outputs.collect(),
+    let columns: Vec<_> = columns.map(debezium::Column::of).collect();
+    let layout = Layout {
+        inputs: columns.iter().map(input).collect(),
+        outputs: columns.iter().enumerate().map(output).collect(),
         // Every column is an input and an output at the draft's place.
-        key: draft.key.clone(),
         key_inputs: draft.key.clone(),
-        filter: None,
         filter_inputs: Vec::new(),
-        mode: draft.mapping.mode,
-        delete: draft.mapping.delete,
-        deleted_column: None,
-        shared_target: false,
         parents: Vec::new(),
-        source_columns: columns.iter().map(|column| column.name.clone()).collect(),
-        follows_columns: true,
-        expected: Expected::default(),
+    };
+    Some(Plan {
+        // Each source has topics of its own.
+        shared_target: false,
         topic: Some(Topic {
             name: name.to_owned(),
             prefix: ends.source.to_owned(),
             format: topic.format,
             options: topic.options.clone(),
             partitions,
-            columns: columns.iter().map(|column| debezium::Column::of(column)).collect(),
+            columns,
+            exclude: topic.exclude.iter().map(|pattern| pattern.value.clone()).collect(),
+            names_key: topic.keys.iter().any(|key| key.table.value == draft.mapping.from.value),
+            types: types.clone(),
         }),
+        ..layout.plan(draft, ends)
     })
+}
+
+/// A column that a message has.
+pub(super) fn input(column: &debezium::Column) -> Input {
+    Input {
+        name: column.name.clone(),
+        from: InputFrom::Column(column.name.clone()),
+        stage_type: column.type_name.clone(),
+        stage_type_oid: column.source.oid,
+        nested: false,
+        toastable: true,
+        mask: None,
+        source_type: Some(column.source.clone()),
+        on_overflow: OnOverflow::default(),
+    }
+}
+
+pub(super) fn output((input, column): (usize, &debezium::Column)) -> Output {
+    Output {
+        column: column.name.clone(),
+        target_type: column.type_name.clone(),
+        from: OutputFrom::Input { input, cast: false },
+    }
 }

@@ -1,13 +1,16 @@
 //! Applying a batch: every change a message, in the source's order, and the checkpoint behind them in the same transaction.
 
+use std::sync::Arc;
+
 use super::encode::{At, Images};
 use super::{KafkaSink, apply_error};
 use crate::batch::{Batch, BatchEnd, Emptied, Entry, Net, RowRef, TableBatch};
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
+use crate::mapping::plan::Plan;
 use crate::sink::{ApplyError, Durable};
 use crate::tuple::Cell;
-use crate::value::debezium::Old;
+use crate::value::debezium::{EncodeError, Old, ValueError};
 
 impl KafkaSink {
     /// Applies a batch; `None` for a part of a larger transaction, which stays open.
@@ -72,13 +75,30 @@ impl KafkaSink {
         let mut transactions = self.transactions.as_mut().filter(|_| is_told);
         let order = transactions.as_ref().map(|transactions| transactions.next(begin, plan_index));
         let at = At { begin, last_commit, lsn, ordinal: place.ordinal, order, now };
-        let table = self.tables[plan_index].as_mut().map_err(|refused| at_table(refused.clone()))?;
-        let (events, messages) = table.change(reader.images(step), &at).map_err(at_table)?;
+        let table = &mut self.tables[plan_index];
+        if let Some(plan) = reader.plan(step).filter(|plan| !table.is_at(plan)) {
+            table.follow(&self.cluster, plan).await?;
+        }
+        let sent = loop {
+            let error = match table.messages().map_err(at_table)?.change(reader.images(step), &at) {
+                Ok(sent) => break sent,
+                Err(error) => error,
+            };
+            let is_admitted = match &error {
+                EncodeError::Value { column, error: ValueError::Null } => {
+                    table.admit_null(&self.cluster, column).await?
+                }
+                EncodeError::Value { .. } | EncodeError::Layout => false,
+            };
+            if !is_admitted {
+                return Err(at_table(error.to_string()));
+            }
+        };
         if let Some(transactions) = &mut transactions {
-            let counted = transactions.count(&mut self.producer, begin, lsn, plan_index, events);
+            let counted = transactions.count(&mut self.producer, begin, lsn, plan_index, sent.events());
             counted.await.map_err(|failure| apply_error(&failure))?;
         }
-        for message in messages {
+        for message in table.messages().map_err(at_table)?.messages(sent, at.now) {
             let sent = message.send(&mut self.producer).await;
             sent.map_err(|failure| match &failure {
                 super::KafkaFailure::TooLarge { .. } => at_table(failure.to_string()),
@@ -130,6 +150,12 @@ impl<'a> Reader<'a> {
 
     fn row(&self, row: u32) -> &'a RowRef {
         &self.batched.rows[row as usize]
+    }
+
+    /// The plan of the layout in which the change was sent, if it is one of a row.
+    fn plan(&self, step: Step) -> Option<&'a Arc<Plan>> {
+        let Step::Entry(entry) = step else { return None };
+        Some(&self.batched.bindings[self.row(entry.row).binding as usize].plan)
     }
 
     fn place(&self, step: Step) -> Place {

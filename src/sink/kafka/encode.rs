@@ -235,21 +235,11 @@ impl Messages {
         Ok(self.message(Some(&self.buffers.key), Some(&self.buffers.value), None, now))
     }
 
-    /// The messages of a change: one, or with a key that changes one for each key, and a tombstone behind each delete; none if
-    /// such changes are skipped. How many events they are, tombstones not counted, comes first.
+    /// Encodes a change, for [`Messages::messages`] to take.
     ///
     /// # Errors
     /// A value has no form in the message.
-    pub fn change<'a>(
-        &mut self,
-        images: Images<'_, 'a>,
-        at: &At<'_>,
-    ) -> Result<(u64, impl Iterator<Item = Message<'_>>), String> {
-        let sent = self.encode(images, at).map_err(|error| error.to_string())?;
-        Ok((sent.events(), self.messages(sent, at.now)))
-    }
-
-    fn encode(&mut self, images: Images<'_, '_>, at: &At<'_>) -> Result<Sent, EncodeError> {
+    pub fn change(&mut self, images: Images<'_, '_>, at: &At<'_>) -> Result<Sent, EncodeError> {
         let info = SourceInfo {
             committed: at.begin.commit_ts,
             snapshot: Snapshot::False,
@@ -308,7 +298,9 @@ impl Messages {
         Ok(sent)
     }
 
-    fn messages(&self, sent: Sent, now: UnixMicros) -> impl Iterator<Item = Message<'_>> {
+    /// The messages of the change that was encoded last: one, or with a key that changes one for each key, and a tombstone
+    /// behind each delete; none if such changes are skipped.
+    pub fn messages(&self, sent: Sent, now: UnixMicros) -> impl Iterator<Item = Message<'_>> {
         let Buffers { key, old_key, value, second, .. } = &self.buffers;
         let (first_key, new_key) = if sent.moved { (old_key, Some((NEW_KEY_HEADER, &key[..]))) } else { (key, None) };
         let first_key = (!sent.keyless).then_some(&first_key[..]);
@@ -344,7 +336,7 @@ impl Messages {
 
 /// What came of a change.
 #[derive(Clone, Copy)]
-struct Sent {
+pub struct Sent {
     /// Of the change, or of the delete of the key that the row had.
     first: Flat,
     /// Of the create of the key that the row has now.
@@ -362,7 +354,8 @@ impl Default for Sent {
 }
 
 impl Sent {
-    fn events(self) -> u64 {
+    /// How many events the change's messages are, tombstones not counted.
+    pub fn events(self) -> u64 {
         u64::from(self.first != Flat::Nothing) + u64::from(self.second != Flat::Nothing)
     }
 }

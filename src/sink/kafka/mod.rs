@@ -24,6 +24,7 @@ pub mod producer;
 pub mod registry;
 pub mod session;
 pub mod state;
+mod tables;
 #[cfg(test)]
 mod tests;
 pub mod topics;
@@ -32,20 +33,17 @@ mod transactions;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tracing::warn;
-
 use crate::checkpoint::{Checkpoint, SourceIdentity, UnixMicros};
 use crate::mapping::plan::Plan;
 use crate::sink::postgres::SinkSetup;
 use crate::sink::state::{TableState, name_text};
 use crate::sink::{ApplyError, Durable};
 use cluster::Cluster;
-use encode::Messages;
 use failure::KafkaFailure;
 use heartbeat::Heart;
 use producer::{Producer, Record};
-use registry::RegistryError;
 use state::{CheckpointRecord, StateKey, TableRecord};
+use tables::Table;
 use transactions::Transactions;
 
 /// Applies one source's batches.
@@ -54,8 +52,8 @@ pub struct KafkaSink {
     source: String,
     cluster: Arc<Cluster>,
     producer: Producer,
-    /// By plan; where the registry refuses the table's schema, why.
-    tables: Vec<Result<Messages, String>>,
+    /// By plan.
+    tables: Vec<Table>,
     transactions: Option<Transactions>,
     heart: Option<Heart>,
     /// A transaction is begun and not ended.
@@ -84,7 +82,7 @@ impl KafkaSink {
         fits.map_err(|message| ApplyError::Fatal { message })?;
         let mut tables = Vec::with_capacity(setup.plans.len());
         for plan in &setup.plans {
-            tables.push(registered(&cluster, plan, &identity.database).await?);
+            tables.push(Table::new(&cluster, plan, &identity.database).await?);
         }
         Ok(KafkaSink {
             tables,
@@ -173,25 +171,6 @@ impl KafkaSink {
         self.records.insert(target.to_owned(), record);
         Ok(())
     }
-}
-
-/// How a table's changes become messages, once its schemas are registered. The inner error is of this table alone: for
-/// whoever brings a row of it.
-async fn registered(cluster: &Cluster, plan: &Plan, database: &str) -> Result<Result<Messages, String>, ApplyError> {
-    let schemas = match registry::register_plan(cluster.registry(), plan, database).await {
-        Ok(schemas) => schemas,
-        Err(error @ RegistryError::Passing { .. }) => {
-            return Err(ApplyError::Transient { message: error.to_string() });
-        }
-        Err(error @ (RegistryError::Incompatible { .. } | RegistryError::Invalid { .. })) => {
-            warn!(table = %plan.target, %error, "schema is not registered");
-            return Ok(Err(error.to_string()));
-        }
-        Err(error @ (RegistryError::Denied { .. } | RegistryError::Unusable { .. } | RegistryError::Plan(_))) => {
-            return Err(ApplyError::Fatal { message: error.to_string() });
-        }
-    };
-    Messages::new(plan, database, schemas).map(Ok).map_err(|message| ApplyError::Fatal { message })
 }
 
 /// H92: where a key's messages are follows from how many partitions there are. With another number later ones would go

@@ -65,7 +65,7 @@ fn resolved_whole(text: &str, live: &Live) -> Resolved {
 
 /// One source `lms` and one sink `warehouse`.
 fn live(source: Vec<Table>, sink: Vec<Table>) -> Live {
-    let source = LiveSource { catalog: catalog("lms", source), server_version: 150_004 };
+    let source = LiveSource { catalog: catalog("lms", source), server_version: 150_004, ..LiveSource::default() };
     let sink = LiveSink { catalog: catalog("dwh", sink), types: BTreeMap::new() };
     Live {
         sources: BTreeMap::from([("lms".to_owned(), source)]),

@@ -37,6 +37,9 @@ fn plan(skipped: Skipped, format: TopicFormat) -> Plan {
         options: TopicOptions { tombstones: true, skipped, values: Options::default() },
         partitions: 5,
         columns: types.map(column).to_vec(),
+        exclude: Vec::new(),
+        names_key: false,
+        types: std::sync::Arc::default(),
     };
     Plan {
         source: "fulfillment".to_owned(),
@@ -86,8 +89,8 @@ fn sent(plan: &Plan, images: Images<'_, '_>) -> (u64, Vec<Seen>) {
     let begin = Begin { commit_lsn: Lsn(500), commit_ts: UnixMicros(7), xid: 571 };
     let order = Some(Order { total: 4, in_table: 2 });
     let at = At { begin: &begin, last_commit: Lsn(400), lsn: Lsn(450), ordinal: 9, order, now: UnixMicros(8) };
-    let (events, messages) = messages.change(images, &at).expect("it has a form");
-    let messages: Vec<Message<'_>> = messages.collect();
+    let sent = messages.change(images, &at).expect("it has a form");
+    let (events, messages): (_, Vec<Message<'_>>) = (sent.events(), messages.messages(sent, at.now).collect());
     assert!(messages.iter().all(|message| match message.key {
         Some(key) => message.partition == partition_of(key, 5),
         None => message.partition == 0,
