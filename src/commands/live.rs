@@ -62,6 +62,12 @@ impl Ends {
         }
     }
 
+    /// The sessions, and what the ends say of themselves.
+    pub fn sessions(&mut self) -> (drift::Ends<'_>, &mut Live) {
+        let Ends { sources, sinks, clickhouse, kafka, live, .. } = self;
+        (drift::Ends { sources, sinks, clickhouse, kafka }, live)
+    }
+
     pub fn has(&self, end: &End) -> bool {
         match end {
             End::Source(name) => self.sources.contains_key(name),
@@ -166,8 +172,8 @@ pub async fn open(config: &Config, end: &End) -> Result<Opened, Missed> {
 
 /// What a start would find: mappings resolved, and what became of tables that are held already. Nothing is changed.
 pub async fn look(config: &Config, files: &[MappingFile], ends: &mut Ends) -> Settled {
-    let sessions = drift::Ends { sources: &ends.sources, sinks: &ends.sinks, clickhouse: &ends.clickhouse };
-    match drift::settle(config, files, &mut ends.live, sessions, Occasion::Look).await {
+    let (sessions, live) = ends.sessions();
+    match drift::settle(config, files, live, sessions, Occasion::Look).await {
         Ok(settled) => settled,
         // What stands in the way there is said where states and sources are looked at.
         Err(_) => {

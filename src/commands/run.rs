@@ -181,8 +181,8 @@ async fn prepare(
         if ends.findings.has_errors() {
             return Ok(resolved_only(config, files, &mut ends).await);
         }
-        let sessions = drift::Ends { sources: &ends.sources, sinks: &ends.sinks, clickhouse: &ends.clickhouse };
-        let error = match drift::settle(config, files, &mut ends.live, sessions, occasion).await {
+        let (sessions, live) = ends.sessions();
+        let error = match drift::settle(config, files, live, sessions, occasion).await {
             Ok(mut settled) => {
                 settled.findings.0.splice(0..0, std::mem::take(&mut ends.findings).0);
                 not_set_up(config, &ends, &mut settled).await;
@@ -194,7 +194,7 @@ async fn prepare(
                 tokio::time::sleep(STANDBY_PAUSE).await;
                 continue;
             }
-            Err(error @ (Unsettled::Sql(_) | Unsettled::ClickHouse(_))) => error,
+            Err(error @ (Unsettled::Sql(_) | Unsettled::ClickHouse(_) | Unsettled::Kafka(_))) => error,
         };
         if error.retry() == Retry::Never {
             // What stands in the way, the start-up decision meets as well, and says.

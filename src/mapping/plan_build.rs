@@ -204,7 +204,7 @@ pub(super) fn distinct(inputs: impl Iterator<Item = usize>) -> Vec<usize> {
 }
 
 /// The table as it is now.
-fn expected(table: &Table) -> Expected {
+pub(super) fn expected(table: &Table) -> Expected {
     let column = |column: &Column| ExpectedColumn {
         name: column.name.clone(),
         type_oid: column.type_oid,

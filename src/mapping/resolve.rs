@@ -176,6 +176,12 @@ pub(super) fn expand(file: &MappingFile, live: &Live, findings: &mut Findings) -
     sources.flat_map(|(name, end)| kafka::expand(file, topic, name, &end.catalog, findings)).collect()
 }
 
+/// The tables of one source that a file's `[topic]` means.
+pub fn topic_tables(file: &MappingFile, source: &str, live: &Live) -> Vec<TableName> {
+    let meant = expand(file, live, &mut Findings::default()).into_iter();
+    meant.filter(|expanded| expanded.source == source).map(|expanded| expanded.mapping.from.value).collect()
+}
+
 /// The source's table, if its changes can be followed.
 pub(super) fn source_table<'a>(
     file: &MappingFile,

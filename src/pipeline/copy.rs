@@ -24,6 +24,7 @@ use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
 use super::applier::{SourceShared, Tables};
+use super::drift::Drift;
 use super::link::SinkLink;
 use super::{End, Observed};
 use crate::diagnostic::chain;
@@ -63,6 +64,11 @@ enum Broken {
         plan_index: usize,
         message: String,
     },
+    /// This table is not what its plan was made for.
+    Changed {
+        plan_index: usize,
+        at: Lsn,
+    },
     /// This table cannot be copied; the others can.
     Table {
         plan_index: usize,
@@ -98,6 +104,11 @@ pub async fn run(mut job: CopyJob, hold: Hold, joined: mpsc::Sender<Tables>) -> 
                 return End::Stopped;
             }
             Err(Broken::Fenced) => return End::fenced(&job.link.name),
+            Err(Broken::Changed { plan_index, at }) => {
+                let plan = &job.link.plans[plan_index];
+                let (source, table) = (plan.source.clone(), plan.from.clone());
+                return End::Drift(Drift { source, table, at, why: "it changed before its copy began".to_owned() });
+            }
             Err(Broken::Table { plan_index, message }) => {
                 let target = job.link.plans[plan_index].target.to_string();
                 job.observed.error(Stage::Snapshot, "table", &target, &message);

@@ -17,11 +17,13 @@ mod edges;
 mod judge;
 mod rows;
 pub(super) mod store;
+mod topics;
 mod unsettled;
 mod warehouse;
 pub(super) mod watch;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio_postgres::Client;
 use tracing::{error, info, warn};
@@ -34,10 +36,11 @@ use crate::mapping::MappingFile;
 use crate::mapping::clickhouse::ClickHouseColumn;
 use crate::mapping::desired::DesiredColumn;
 use crate::mapping::plan::Plan;
-use crate::mapping::resolve::{Live, Resolved, resolve};
+use crate::mapping::resolve::{Live, Resolved, resolve, topic_tables};
 use crate::mapping::syntax::At;
 use crate::postgres::catalog::{Wanted, read_tables};
 use crate::sink::clickhouse::{Server, catalog};
+use crate::sink::kafka::cluster::Cluster;
 use crate::sink::state::TableState;
 use crate::source::layout::Layout;
 use cases::{Case, SourceNow, by_sink, cases, look};
@@ -49,6 +52,10 @@ pub use watch::announce;
 /// How a quarantined table comes back.
 pub const COPY_ANEW: &str =
     "mend it, empty the target, delete its row from tailwater.table_state and start again: it is copied anew";
+
+/// The same of a table that goes to Kafka.
+pub const COPY_INTO_TOPIC_ANEW: &str = "mend it, write a message without a value under the table's key to the sink's state topic, as the manual shows, \
+     and start again: it is copied anew, into the same topic";
 
 /// A source table that is not what its plan was made for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +74,7 @@ pub struct Ends<'a> {
     /// Postgres.
     pub sinks: &'a BTreeMap<String, Client>,
     pub clickhouse: &'a BTreeMap<String, Server>,
+    pub kafka: &'a BTreeMap<String, Arc<Cluster>>,
 }
 
 impl<'a> Ends<'a> {
@@ -141,14 +149,16 @@ pub async fn settle(
     for (name, client) in ends.sources {
         let mapped = files.iter().filter(|file| file.sources.iter().any(|source| &source.value == name));
         let mut tables: Vec<_> =
-            mapped.flat_map(|file| file.tables.iter().map(|table| table.from.value.clone())).collect();
+            mapped.clone().flat_map(|file| file.tables.iter().map(|table| table.from.value.clone())).collect();
+        tables.extend(mapped.flat_map(|file| topic_tables(file, name, live)));
         tables.sort();
         tables.dedup();
         sources.insert(name.clone(), look(config, name, client, &tables, live).await?);
     }
     let files = by_sink(files);
     let cases = cases(&files, live, ends, &sources).await?;
-    let mut settling = Settling { config, files, live, ends, occasion, sources, cases, settled: Settled::default() };
+    let (settled, lost) = (Settled::default(), Vec::new());
+    let mut settling = Settling { config, files, live, ends, occasion, sources, cases, lost, settled };
     settling.run().await?;
     Ok(settling.settled)
 }
@@ -161,6 +171,8 @@ struct Settling<'a> {
     occasion: Occasion<'a>,
     sources: BTreeMap<String, SourceNow>,
     cases: Vec<Case>,
+    /// Tables of Kafka sinks that cannot be followed any more, and why.
+    lost: Vec<(Plan, String)>,
     settled: Settled,
 }
 
@@ -173,6 +185,7 @@ impl Settling<'_> {
         }
         self.follow().await?;
         self.leave_out();
+        self.keep_topics();
         self.resolve();
         if self.settled.findings.has_errors() {
             return Ok(());
@@ -182,6 +195,8 @@ impl Settling<'_> {
                 self.note(index).await?;
             }
         }
+        self.note_topics().await?;
+        self.expect_of_topics();
         self.expect().await
     }
 

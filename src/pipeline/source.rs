@@ -25,7 +25,6 @@ use crate::ledger::{Ledger, Unread};
 use crate::lsn::Lsn;
 use crate::postgres::url::PgUrl;
 use crate::retry::Backoff;
-use crate::sink::any::SinkAddress;
 use crate::sink::state::{StoredTable, TableState};
 use crate::source::stream::{ConfirmBy, Stream, StreamError, StreamShared};
 use crate::telemetry::handles::{SourceMetrics, Stage};
@@ -128,10 +127,6 @@ impl Source {
         for TakenSink { index, epoch, tables, .. } in taken.sinks {
             self.spawn_sink(index, epoch, tables, &shared, &parts_stop, &mut parts);
             let (link, copies) = (self.links[index].clone(), self.observed[index].copies.clone());
-            // Messages say what their columns are; nothing was made by an earlier layout.
-            if matches!(link.address, SinkAddress::Kafka(_)) {
-                continue;
-            }
             let (slot, publication) = (self.config.slot.clone(), self.config.publication.clone());
             let url = self.url.clone();
             let watch = drift::watch::Watch { url, slot, publication, link, copies, stop: parts_stop.clone() };

@@ -23,6 +23,8 @@ mod huge;
 mod identity;
 mod journal_modes;
 mod kafka;
+mod kafka_avro;
+mod kafka_drift;
 mod kafka_events;
 mod kafka_secured;
 mod kafka_sink;

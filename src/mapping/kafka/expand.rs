@@ -1,7 +1,7 @@
 //! A `[topic]` section against a source's catalog: a mapping for each table that it means.
 
 use super::{TopicMapping, label};
-use crate::catalog::{Catalog, Table, TableKind};
+use crate::catalog::{Catalog, Table, TableKind, TableName};
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::plan::{DeleteMode, Mode};
 use crate::mapping::syntax::{At, MappingFile, TableMapping};
@@ -47,6 +47,24 @@ fn is_meant(topic: &TopicMapping, table: &Table) -> bool {
     let is_named =
         |pattern: &At<super::Pattern>| pattern.value.matches(&name) && (pattern.value.is_plain() || can_be_followed);
     topic.tables.iter().any(is_named) && !topic.exclude_tables.iter().any(|pattern| pattern.value.matches(&name))
+}
+
+impl TopicMapping {
+    /// Whether the section means a table of this name, if there is one.
+    pub fn means(&self, table: &TableName) -> bool {
+        let is_it = |pattern: &At<super::Pattern>| pattern.value.matches(&table.to_string());
+        self.tables.iter().any(is_it) && !self.exclude_tables.iter().any(is_it)
+    }
+
+    /// The section for one table only.
+    pub fn of(&self, table: &TableName) -> TopicMapping {
+        TopicMapping { tables: vec![self.pattern_of(table)], ..self.clone() }
+    }
+
+    /// A pattern that means one table.
+    pub fn pattern_of(&self, table: &TableName) -> At<super::Pattern> {
+        At { value: super::Pattern::new(&table.to_string()), span: self.name.span.clone() }
+    }
 }
 
 /// Characters that a topic's name cannot have become underscores, as Debezium has it.

@@ -8,7 +8,7 @@ use crate::batch::{Batch, BatchLimits, BuildError, TableCause};
 use crate::config::OnError;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
-use crate::pipeline::drift::{COPY_ANEW, Drift};
+use crate::pipeline::drift::{COPY_ANEW, COPY_INTO_TOPIC_ANEW, Drift};
 use crate::sink::state::TableState;
 use crate::sink::{ApplyError, TEXT_FORM};
 use crate::telemetry::handles::Stage;
@@ -101,7 +101,8 @@ impl Applier {
                 self.observed.error(Stage::Map, "table", &plan.target.to_string(), &message);
                 // The state is written over a connection of its own, before the next session reads it.
                 let link = self.link.clone();
-                let reason = format!("{message}; {COPY_ANEW}");
+                let anew = if plan.topic.is_some() { COPY_INTO_TOPIC_ANEW } else { COPY_ANEW };
+                let reason = format!("{message}; {anew}");
                 if link.config.on_error == OnError::Stop {
                     return Over::End(End::Failed(reason));
                 }

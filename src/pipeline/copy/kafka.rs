@@ -10,10 +10,12 @@ use tracing::info;
 use super::{Broken, CopyJob};
 use crate::journal::Hold;
 use crate::lsn::Lsn;
+use crate::pipeline::drift::watch::is_planned;
 use crate::postgres::error::describe;
 use crate::sink::any::SinkAddress;
 use crate::sink::kafka::load::{KafkaLoader, LoadError};
 use crate::sink::state::TableState;
+use crate::source::layout::read_layouts;
 use crate::source::snapshot::{self, Chunk, Leaf, Snapshot};
 
 /// One attempt at all tables.
@@ -32,6 +34,7 @@ pub(super) async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), B
     for &plan_index in &job.plans {
         leaves.push(snapshot.open(&job.link.plans[plan_index].from).await?);
     }
+    changed(job, &snapshot).await?;
     let mut whole_from = lsn;
     for (&plan_index, leaves) in job.plans.iter().zip(&leaves) {
         let loader = KafkaLoader::new(cluster.clone(), &job.link.source, job.epoch, &job.link.plans[plan_index], lsn);
@@ -45,6 +48,21 @@ pub(super) async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), B
         job.observed.copied(plan_index);
     }
     Ok((lsn, whole_from))
+}
+
+/// Rows have the columns that the snapshot shows, as the changes have that come after it.
+async fn changed(job: &CopyJob, snapshot: &Snapshot) -> Result<(), Broken> {
+    let Some(reader) = snapshot.readers().first() else { return Ok(()) };
+    let names: Vec<_> = job.plans.iter().map(|&plan| job.link.plans[plan].from.clone()).collect();
+    let layouts = read_layouts(reader, &names).await.map_err(|error| Broken::Again(format!("source: {error}")))?;
+    let is_changed = |plan: &&usize| {
+        let plan = &job.link.plans[**plan];
+        layouts.get(&plan.from).is_none_or(|now| !is_planned(plan, now))
+    };
+    match job.plans.iter().find(is_changed) {
+        Some(&plan_index) => Err(Broken::Changed { plan_index, at: snapshot.lsn() }),
+        None => Ok(()),
+    }
 }
 
 async fn copy_table(

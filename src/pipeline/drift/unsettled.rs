@@ -12,6 +12,9 @@ pub enum Unsettled {
     Sql(#[from] SqlError),
     #[error(transparent)]
     ClickHouse(ClickHouseError),
+    /// Kafka does not take what became of a table.
+    #[error("{0}")]
+    Kafka(String),
     /// Another daemon streams, and will do what there is to do, or end: look again later.
     #[error("another daemon streams from the slot, and a table changed")]
     StandBy,
@@ -26,6 +29,7 @@ impl Unsettled {
         match self {
             Unsettled::Sql(error) => error.retry(),
             Unsettled::ClickHouse(error) => error.retry(),
+            Unsettled::Kafka(_) => Retry::Backoff,
             Unsettled::StandBy | Unsettled::Stop(_) => Retry::Never,
         }
     }

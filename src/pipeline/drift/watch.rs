@@ -1,7 +1,7 @@
 //! Looks at the catalog now and then while a source streams, for what no message tells; and notes what tables are made of
 //! once their copy's point is fixed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::postgres::url::PgUrl;
 use crate::sink::any::SinkSession;
 use crate::sink::state::TableState;
 use crate::source::layout::{Change, Layout, read_layouts};
-use crate::source::probe::probe;
+use crate::source::probe::{PublicationRow, probe};
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -92,9 +92,6 @@ struct Session {
     sink: SinkSession,
 }
 
-/// Nobody watches the tables of such a sink.
-const NO_TABLES: &str = "the sink has no tables";
-
 impl Watch {
     /// Watches until told to stop, or until something must be looked at more closely.
     pub async fn run(mut self) -> Option<Drift> {
@@ -148,8 +145,9 @@ impl Watch {
     async fn connect(&self) -> Result<Session, String> {
         let source = connect(&self.url, "tailwater watch").await.map_err(|error| error.to_string())?.client;
         let sink = self.link.connect("tailwater watch").await?;
-        let warehouse = Warehouse::of(&sink).ok_or(NO_TABLES)?;
-        store::ensure(warehouse).await.map_err(|error| error.to_string())?;
+        if let Some(warehouse) = Warehouse::of(&sink) {
+            store::ensure(warehouse).await.map_err(|error| error.to_string())?;
+        }
         Ok(Session { source, sink })
     }
 
@@ -168,7 +166,9 @@ impl Watch {
         let found = probe(&session.source, &self.slot, &self.publication).await.map_err(|error| error.to_string())?;
         let published = found.publication;
         let layouts = read_layouts(&session.source, &names).await.map_err(|error| error.to_string())?;
-        let warehouse = Warehouse::of(&session.sink).ok_or(NO_TABLES)?;
+        let Some(warehouse) = Warehouse::of(&session.sink) else {
+            return self.look_at_topics(session, at, published.as_ref(), &layouts).await;
+        };
         let failed = |error: WarehouseError| error.to_string();
         let stored = store::read(warehouse, &self.link.source).await.map_err(failed)?;
         let states = session.sink.read_tables(&self.link.source).await?;
@@ -208,10 +208,39 @@ impl Watch {
         }
         Ok(None)
     }
+
+    /// What else happens to a table that goes to Kafka, its messages tell.
+    async fn look_at_topics(
+        &self,
+        session: &Session,
+        at: Lsn,
+        published: Option<&PublicationRow>,
+        layouts: &BTreeMap<TableName, Layout>,
+    ) -> Result<Option<Drift>, String> {
+        let mut changed = Vec::new();
+        for plan in &self.link.plans {
+            let gone = (!layouts.contains_key(&plan.from)).then_some("it has another name, or is gone");
+            let why = gone.or_else(|| published.and_then(|there| unpublished(there, &plan.from)));
+            changed.extend(why.map(|why| (plan.as_ref(), why)));
+        }
+        if changed.is_empty() {
+            return Ok(None);
+        }
+        let states = session.sink.read_tables(&self.link.source).await?;
+        let is_followed = |plan: &Plan| {
+            let state = states.iter().find(|table| table.target == plan.target).map(|table| table.state);
+            matches!(state, Some(TableState::Catchup | TableState::Streaming))
+        };
+        let drift = changed.into_iter().find(|(plan, _)| is_followed(plan)).map(|(plan, why)| {
+            let (source, table) = (plan.source.clone(), plan.from.clone());
+            Drift { source, table, at, why: why.to_owned() }
+        });
+        Ok(drift)
+    }
 }
 
 /// Is the table what the plan was made for?
-fn is_planned(plan: &Plan, now: &Layout) -> bool {
+pub fn is_planned(plan: &Plan, now: &Layout) -> bool {
     let expected = &plan.expected;
     let columns = expected.columns.iter().map(|column| (&column.name, column.type_oid, column.type_modifier));
     let found = now.columns.iter().map(|column| (&column.name, column.type_oid, column.type_modifier));
