@@ -48,6 +48,11 @@ pub enum Mismatch {
         "column \"{column}\" of the key is outside the replica identity now, so a change need not say which row it is"
     )]
     Identity { column: String },
+    #[error(
+        "column \"{column}\", which \"where\" reads, is outside the replica identity now, so a change need not say whether \
+         its old row matched"
+    )]
+    FilterIdentity { column: String },
 }
 
 /// Where each input of a plan stands in the wire rows of one layout.
@@ -132,9 +137,11 @@ impl Bind<'_> {
             // Nothing that a second look could mend.
             Mismatch::Type { .. } | Mismatch::OtherTable { .. } | Mismatch::Renamed { .. } => false,
             // Of messages.
-            Mismatch::Retyped { .. } | Mismatch::OtherKey { .. } | Mismatch::NoKey | Mismatch::ExcludedKey { .. } => {
-                false
-            }
+            Mismatch::Retyped { .. }
+            | Mismatch::OtherKey { .. }
+            | Mismatch::NoKey
+            | Mismatch::ExcludedKey { .. }
+            | Mismatch::FilterIdentity { .. } => false,
         };
         BindError { table: self.plan.from.to_string(), mismatch, is_news: is_fresh && self.is_newer }
     }

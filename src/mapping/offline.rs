@@ -121,7 +121,7 @@ impl Check<'_> {
 
     fn expression(&mut self, text: &At<String>, what: &str) {
         if let Err(error) = sql::names(&text.value) {
-            let span = place_in(self.file, text, &error_place(&error, text));
+            let span = place_in(&self.file.file, text, &error_place(&error, text));
             let finding = Finding::error("bad-sql", format!("{what} is not one expression: {error}"));
             self.report(&span, finding);
         }

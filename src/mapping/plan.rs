@@ -15,6 +15,7 @@ use crate::mapping::kafka::Skipped;
 use crate::value::clickhouse::rowbinary::wants_text;
 use crate::value::clickhouse::types::{OnOverflow, SourceType};
 use crate::value::debezium;
+use crate::value::filter::Filter;
 
 /// What the daemon knows of a change beside its columns: `{ meta = "…" }`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, JsonSchema)]
@@ -204,8 +205,12 @@ pub struct Topic {
     pub options: TopicOptions,
     /// Partitions that the topic has: a key's place follows from their number.
     pub partitions: i32,
+    /// `where`: rows for which it is not true have no messages. It reads the plan's `filter_inputs`, all of the replica identity.
+    pub filter: Option<Filter>,
     /// By input: what an envelope's schema says of the column.
     pub columns: Vec<debezium::Column>,
+    /// The only columns that messages have beside the key's, also of those that come later, as `schema.table.column`.
+    pub include: Option<Vec<Pattern>>,
     /// Columns that never leave the source, also those that come later, as `schema.table.column`.
     pub exclude: Vec<Pattern>,
     /// The mapping names the key. Otherwise it is the primary key that the table has at the time.

@@ -124,11 +124,13 @@ pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved
                 continue;
             };
             needs.push(Need::of(&draft, source, end.server_version));
+            let Some(rows) = kafka::rows(&draft, section, &mut findings) else { continue };
             for sink in &file.sinks {
                 let names = target::Ends { source, sink: &sink.value };
                 let types = &end.types;
                 if let Some(end) = live.kafka.get(&sink.value) {
-                    resolved.plans.extend(kafka::plan(&draft, section, topic, names, (end, types), &mut findings));
+                    let end = (end, types);
+                    resolved.plans.extend(kafka::plan(&draft, section, topic, &rows, names, end, &mut findings));
                 }
             }
         }

@@ -238,9 +238,16 @@ struct TopicSchema {
     tables: OneOrMore,
     /// Tables that the patterns above catch and that are not meant.
     exclude_tables: Option<OneOrMore>,
+    /// Columns that messages have beside those of their keys: "schema.table.column", with wildcards. Not together with
+    /// `exclude`.
+    #[schemars(extend("examples" = [["public.client.id", "public.client.name*"]]))]
+    include: Option<OneOrMore>,
     /// Columns that never leave the source: "schema.table.column", with wildcards.
     #[schemars(extend("examples" = [["public.client.password_hash"]]))]
     exclude: Option<OneOrMore>,
+    /// A condition in a small part of SQL, for every table or by table; rows for which it is not true are not sent.
+    #[schemars(rename = "where", extend("examples" = [{ "public.orders": "status <> 'draft' AND total >= 10" }]))]
+    filter: Option<TopicWhereSchema>,
     /// By table the columns that its messages are keyed by, where that is not its primary key.
     #[schemars(extend("examples" = [{ "public.log": ["id"] }]))]
     key: Option<BTreeMap<String, OneOrMore>>,
@@ -273,6 +280,14 @@ struct TopicSchema {
     include_unknown_datatypes: Option<bool>,
     /// Stands for a large value that an update left as it was; by default "__debezium_unavailable_value".
     unavailable_value_placeholder: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename = "TopicWhere", untagged)]
+#[expect(dead_code, reason = "describes the language; nothing is read into it")]
+enum TopicWhereSchema {
+    Every(String),
+    Each(BTreeMap<String, String>),
 }
 
 #[cfg(test)]

@@ -196,6 +196,11 @@ pub(super) fn is_common(word: &str) -> bool {
     is_listed(COMMON, word)
 }
 
+/// A keyword that names no column unless it is quoted.
+pub(super) fn is_reserved(word: &str) -> bool {
+    is_listed(RESERVED, word)
+}
+
 fn is_listed(list: &str, word: &str) -> bool {
     list.split(' ').any(|listed| listed == word)
 }

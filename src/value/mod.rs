@@ -7,6 +7,7 @@
 pub mod calendar;
 pub mod clickhouse;
 pub mod debezium;
+pub mod filter;
 mod numeric;
 mod time;
 

@@ -28,6 +28,8 @@ mod kafka_drift;
 mod kafka_events;
 mod kafka_secured;
 mod kafka_sink;
+mod kafka_topics;
+mod kafka_where;
 mod keyless;
 mod patience;
 mod refresh;

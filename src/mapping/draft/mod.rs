@@ -9,7 +9,7 @@ use super::syntax::{At, ColumnFrom, ColumnMapping, Literal, MappingFile, TableMa
 use super::syntax_column::did_you_mean;
 use super::types;
 use crate::catalog::{Column, Table, TableName, TypeKind};
-use crate::diagnostic::{Finding, Findings};
+use crate::diagnostic::{Finding, Findings, SourceFile};
 use crate::value::clickhouse::types::OnOverflow;
 
 mod key;
@@ -277,7 +277,7 @@ impl<'a> Drafting<'a> {
         let Ok(words) = sql::names(&text.value) else { return Vec::new() };
         let mut reads: Vec<&'a Column> = Vec::new();
         for word in words {
-            let span = place_in(self.file, text, &word.span);
+            let span = place_in(&self.file.file, text, &word.span);
             if self.table.column(&word.name).is_none() {
                 self.unknown_word(&word, span, what);
             } else if let Some(column) = self.column(&word.name, span)
@@ -306,8 +306,8 @@ impl<'a> Drafting<'a> {
 }
 
 /// The file's bytes of a part of a string value; the whole value where escapes make that hard to say.
-pub(super) fn place_in(file: &MappingFile, text: &At<String>, part: &Range<usize>) -> Range<usize> {
-    let written = file.file.text.get(text.span.clone()).unwrap_or_default();
+pub(super) fn place_in(file: &SourceFile, text: &At<String>, part: &Range<usize>) -> Range<usize> {
+    let written = file.text.get(text.span.clone()).unwrap_or_default();
     match written.find(&text.value) {
         Some(offset) => {
             let start = text.span.start + offset;

@@ -1,10 +1,13 @@
 //! A `[topic]` section against a source's catalog: a mapping for each table that it means.
 
+use std::ops::Range;
+
 use super::{TopicMapping, label};
-use crate::catalog::{Catalog, Table, TableKind, TableName};
+use crate::catalog::{Catalog, Column, Table, TableKind, TableName};
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::plan::{DeleteMode, Mode};
 use crate::mapping::syntax::{At, MappingFile, TableMapping};
+use crate::mapping::syntax_column::did_you_mean;
 
 /// One table of one source, mapped to its topic.
 pub(in crate::mapping) struct Expanded {
@@ -28,16 +31,46 @@ pub(in crate::mapping) fn expand(
             findings.push(finding.hint("names are \"schema.table\"; `*` stands for any characters."));
         }
     }
-    catalog
-        .tables
-        .iter()
-        .filter(|table| is_meant(topic, table))
-        .map(|table| {
-            let name = topic_name(&topic.name.value, source, catalog, table);
-            let mapping = mapping(topic, table, &name);
-            Expanded { source: source.to_owned(), topic: name, mapping }
-        })
-        .collect()
+    let meant: Vec<&Table> = catalog.tables.iter().filter(|table| is_meant(topic, table)).collect();
+    named_tables(file, topic, source, &meant, findings);
+    named_columns(file, topic, source, catalog, findings);
+    let expanded = meant.into_iter().map(|table| {
+        let name = topic_name(&topic.name.value, source, catalog, table);
+        let mapping = mapping(file, topic, table, &name, findings);
+        Expanded { source: source.to_owned(), topic: name, mapping }
+    });
+    expanded.collect()
+}
+
+/// `key` and `where` name tables that the section means.
+fn named_tables(file: &MappingFile, topic: &TopicMapping, source: &str, meant: &[&Table], findings: &mut Findings) {
+    let keys = topic.keys.iter().map(|key| ("key", &key.table));
+    let conditions = topic.conditions.iter().filter_map(|mapping| Some(("where", mapping.table.as_ref()?)));
+    for (what, name) in keys.chain(conditions).filter(|(_, name)| !meant.iter().any(|table| table.name == name.value)) {
+        let message =
+            format!("\"{what}\" names \"{}\", which is no table of source \"{source}\" that is meant here", name.value);
+        let finding = Finding::error("unknown-table", message).at(&file.file, name.span.clone());
+        let names: Vec<String> = meant.iter().map(|table| table.name.to_string()).collect();
+        let near = did_you_mean(&name.value.to_string(), names.iter().map(String::as_str));
+        findings.push(finding.hint(near.unwrap_or_else(|| "`tables` says which are.".to_owned())));
+    }
+}
+
+/// A slip of the hand in `exclude` would send what must not be sent.
+fn named_columns(file: &MappingFile, topic: &TopicMapping, source: &str, catalog: &Catalog, findings: &mut Findings) {
+    for pattern in topic.include.iter().flatten().chain(&topic.exclude) {
+        let mut columns =
+            catalog.tables.iter().flat_map(|table| table.columns.iter().map(move |column| (table, column)));
+        if !columns.any(|(table, column)| pattern.value.matches(&path(table, &column.name))) {
+            let message = format!("no column of source \"{source}\" is meant by this");
+            let finding = Finding::error("unknown-column", message).at(&file.file, pattern.span.clone());
+            findings.push(finding.hint("names are \"schema.table.column\"; `*` stands for any characters."));
+        }
+    }
+}
+
+fn path(table: &Table, column: &str) -> String {
+    format!("{}.{column}", table.name)
 }
 
 /// What a pattern catches beside tables that can be followed is left out; a plain name is taken at its word.
@@ -79,28 +112,45 @@ fn topic_name(template: &str, source: &str, catalog: &Catalog, table: &Table) ->
         .collect()
 }
 
-fn mapping(topic: &TopicMapping, table: &Table, name: &str) -> TableMapping {
+fn mapping(
+    file: &MappingFile,
+    topic: &TopicMapping,
+    table: &Table,
+    name: &str,
+    findings: &mut Findings,
+) -> TableMapping {
     let given = topic.keys.iter().find(|key| key.table.value == table.name).map(|key| key.columns.clone());
     let primary = || {
         let columns = table.primary_key.iter();
         let columns = columns.map(|column| At { value: column.clone(), span: topic.span.clone() }).collect::<Vec<_>>();
         (!columns.is_empty()).then(|| At { value: columns, span: topic.span.clone() })
     };
-    let excluded = table.columns.iter().filter_map(|column| {
-        let path = format!("{}.{}", table.name, column.name);
-        let pattern = topic.exclude.iter().find(|pattern| pattern.value.matches(&path));
-        // The source does not send what it generates.
-        let span = pattern.map(|pattern| pattern.span.clone()).or(column.generated.then(|| topic.span.clone()))?;
-        Some(At { value: column.name.clone(), span })
-    });
+    let key = given.or_else(primary);
+    let is_key = |column: &str| key.iter().flat_map(|key| &key.value).any(|name| name.value == column);
+    let mut excluded = Vec::new();
+    for column in &table.columns {
+        let Some(span) = left_out(topic, table, column) else { continue };
+        // An excluded one is said to be, and not said again to be missing.
+        if !is_key(&column.name) || column.generated {
+            excluded.push(At { value: column.name.clone(), span });
+        } else if topic.include.is_none() {
+            let message = format!(
+                "column \"{}\" of \"{}\" is excluded, and its messages are keyed by it",
+                column.name, table.name
+            );
+            let finding = Finding::error("excluded-key", message).at(&file.file, span);
+            let hint = format!("leave it, or name another key: `key = {{ \"{}\" = [\"…\"] }}`.", table.name);
+            findings.push(finding.hint(hint));
+        }
+    }
     TableMapping {
         target: At { value: label(name), span: topic.span.clone() },
         from: At { value: table.name.clone(), span: topic.span.clone() },
-        key: given.or_else(primary),
+        key,
         all_columns: Some(topic.span.clone()),
         columns: Vec::new(),
         rename: Vec::new(),
-        exclude: excluded.collect(),
+        exclude: excluded,
         mask: Vec::new(),
         on_overflow: Vec::new(),
         filter: None,
@@ -108,4 +158,19 @@ fn mapping(topic: &TopicMapping, table: &Table, name: &str) -> TableMapping {
         delete: DeleteMode::Hard,
         deleted_column: None,
     }
+}
+
+/// What it is that leaves a column out, if something does.
+fn left_out(topic: &TopicMapping, table: &Table, column: &Column) -> Option<Range<usize>> {
+    let path = path(table, &column.name);
+    let meant_by = |patterns: &[At<super::Pattern>]| {
+        patterns.iter().find(|pattern| pattern.value.matches(&path)).map(|pattern| pattern.span.clone())
+    };
+    let by_pattern = match &topic.include {
+        None => meant_by(&topic.exclude),
+        Some(include) if meant_by(include).is_some() => None,
+        Some(include) => include.first().map(|pattern| pattern.span.clone()),
+    };
+    // The source does not send what it generates.
+    by_pattern.or(column.generated.then(|| topic.span.clone()))
 }

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::Pattern;
 use super::plan::{input, output};
 use crate::catalog::{Column, ReplicaIdentity, TypeKind};
 use crate::lsn::Lsn;
@@ -17,6 +18,7 @@ use crate::mapping::types::type_name;
 use crate::pgoutput::{Relation, RelationColumn};
 use crate::value::clickhouse::types::{Form, SourceType};
 use crate::value::debezium;
+use crate::value::filter::Kind;
 
 /// Binds to the layout that a transaction uses which committed at `commit_lsn`, by a plan made for that layout.
 pub(in crate::mapping) fn bind(
@@ -31,15 +33,16 @@ pub(in crate::mapping) fn bind(
     let mut places = Vec::new();
     let mut columns = Vec::new();
     for (place, sent) in relation.columns.iter().enumerate() {
-        if !follow.is_excluded(&sent.name) {
+        if !follow.is_left_out(sent) {
             columns.push(follow.column(sent)?);
             places.push(place);
         }
     }
     let key = follow.key(&columns)?;
     let key_columns: Vec<usize> = key.iter().map(|&input| places[input]).collect();
+    let filter = follow.filter(&columns, &places)?;
     let is_planned = columns.iter().map(Cow::as_ref).eq(&topic.columns) && key == plan.key_inputs;
-    let plan = if is_planned { plan.clone() } else { Arc::new(follow.plan(columns, key)) };
+    let plan = if is_planned { plan.clone() } else { Arc::new(follow.plan(columns, key, filter)) };
     Ok(Binding {
         plan,
         is_straight: places.len() == relation.columns.len(),
@@ -81,9 +84,18 @@ impl<'a> Follow<'a> {
         Ok(())
     }
 
-    fn is_excluded(&self, column: &str) -> bool {
-        let path = format!("{}.{column}", self.plan.from);
-        self.topic.exclude.iter().any(|pattern| pattern.matches(&path))
+    fn is_left_out(&self, column: &RelationColumn) -> bool {
+        let path = format!("{}.{}", self.plan.from, column.name);
+        let is_meant_by = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(&path));
+        let is_key = || {
+            let mut planned = self.plan.key_inputs.iter().map(|&input| self.plan.inputs[input].name.as_str());
+            let is_default = self.relation.replica_identity == ReplicaIdentity::Default && !self.topic.names_key;
+            is_default && column.is_identity || planned.any(|name| name == column.name)
+        };
+        match &self.topic.include {
+            Some(include) => !is_meant_by(include) && !is_key(),
+            None => is_meant_by(&self.topic.exclude),
+        }
     }
 
     /// What messages say of a column.
@@ -189,15 +201,41 @@ impl<'a> Follow<'a> {
         names.iter().map(place).collect()
     }
 
-    fn plan(&self, columns: Vec<Cow<'_, debezium::Column>>, key: Vec<usize>) -> Plan {
+    /// Where the inputs that `where` reads are, in the order of the plan's. Its constants are in the form of their columns'
+    /// types, and whether an old row matched must be told by the replica identity.
+    fn filter(&self, columns: &[Cow<'_, debezium::Column>], places: &[usize]) -> Result<Vec<usize>, BindError> {
+        let place = |&input: &usize| {
+            let planned = &self.topic.columns[input];
+            let column = planned.name.clone();
+            let Some(input) = columns.iter().position(|column| column.name == planned.name) else {
+                return Err(self.news(Mismatch::Missing { column }));
+            };
+            if !self.relation.columns[places[input]].is_identity {
+                return Err(self.news(Mismatch::FilterIdentity { column }));
+            }
+            if Kind::of(&columns[input].source) != Kind::of(&planned.source) {
+                return Err(self.news(Mismatch::Retyped { column }));
+            }
+            Ok(input)
+        };
+        self.plan.filter_inputs.iter().map(place).collect()
+    }
+
+    fn plan(&self, columns: Vec<Cow<'_, debezium::Column>>, key: Vec<usize>, filter_inputs: Vec<usize>) -> Plan {
+        let moved = |input: usize| {
+            let place = self.plan.filter_inputs.iter().position(|&planned| planned == input);
+            filter_inputs[place.expect("the filter reads the plan's filter inputs alone")]
+        };
+        let filter = self.topic.filter.as_ref().map(|filter| filter.moved(&moved));
         let columns: Vec<_> = columns.into_iter().map(Cow::into_owned).collect();
         Plan {
             inputs: columns.iter().map(input).collect(),
             outputs: columns.iter().enumerate().map(output).collect(),
             key: key.clone(),
             key_inputs: key,
+            filter_inputs,
             source_columns: columns.iter().map(|column| column.name.clone()).collect(),
-            topic: Some(Topic { columns, ..self.topic.clone() }),
+            topic: Some(Topic { columns, filter, ..self.topic.clone() }),
             ..self.plan.clone()
         }
     }

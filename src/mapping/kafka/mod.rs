@@ -5,6 +5,7 @@
 
 mod beside;
 mod expand;
+mod filter;
 mod follow;
 mod pattern;
 mod plan;
@@ -17,6 +18,7 @@ use crate::catalog::TableName;
 
 pub(super) use beside::{beside, lacking};
 pub(super) use expand::{Expanded, expand};
+pub(super) use filter::{Rows, rows};
 pub(super) use follow::bind;
 pub use pattern::Pattern;
 pub(super) use plan::plan;

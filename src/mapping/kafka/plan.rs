@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{LiveKafka, TopicMapping};
+use super::{LiveKafka, Pattern, Rows, TopicMapping};
 use crate::catalog::UserType;
 use crate::diagnostic::{Finding, Findings};
 use crate::mapping::draft::{Draft, DraftFrom};
 use crate::mapping::plan::{Input, InputFrom, Output, OutputFrom, Plan, Topic};
 use crate::mapping::plan_build::Layout;
+use crate::mapping::syntax::At;
 use crate::mapping::target::Ends;
 use crate::value::clickhouse::types::OnOverflow;
 use crate::value::debezium;
@@ -18,6 +19,7 @@ pub(in crate::mapping) fn plan(
     draft: &Draft<'_>,
     topic: &TopicMapping,
     name: &str,
+    rows: &Rows,
     ends: Ends<'_>,
     (sink, types): (&LiveKafka, &Arc<BTreeMap<u32, UserType>>),
     findings: &mut Findings,
@@ -46,7 +48,7 @@ pub(in crate::mapping) fn plan(
         outputs: columns.iter().enumerate().map(output).collect(),
         // Every column is an input and an output at the draft's place.
         key_inputs: draft.key.clone(),
-        filter_inputs: Vec::new(),
+        filter_inputs: rows.inputs.clone(),
         parents: Vec::new(),
     };
     Some(Plan {
@@ -58,13 +60,19 @@ pub(in crate::mapping) fn plan(
             format: topic.format,
             options: topic.options.clone(),
             partitions,
+            filter: rows.filter.clone(),
             columns,
-            exclude: topic.exclude.iter().map(|pattern| pattern.value.clone()).collect(),
+            include: topic.include.as_ref().map(|patterns| values(patterns)),
+            exclude: values(&topic.exclude),
             names_key: topic.keys.iter().any(|key| key.table.value == draft.mapping.from.value),
             types: types.clone(),
         }),
         ..layout.plan(draft, ends)
     })
+}
+
+fn values(patterns: &[At<Pattern>]) -> Vec<Pattern> {
+    patterns.iter().map(|pattern| pattern.value.clone()).collect()
 }
 
 /// A column that a message has.

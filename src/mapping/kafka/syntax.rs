@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::filter::{WhereMapping, conditions};
 use super::{Pattern, skipped};
 use crate::catalog::TableName;
 use crate::config::document::{Alone, Entry, Reader, Value, find};
@@ -10,10 +11,12 @@ use crate::mapping::plan::{TopicFormat, TopicOptions};
 use crate::mapping::syntax::{At, at, span};
 use crate::value::debezium::{BinaryMode, DecimalMode, HstoreMode, IntervalMode, Options, TimePrecision};
 
-pub const TOPIC_KEYS: [&str; 18] = [
+pub const TOPIC_KEYS: [&str; 20] = [
     "tables",
     "exclude_tables",
+    "include",
     "exclude",
+    "where",
     "key",
     "name",
     "format",
@@ -45,8 +48,11 @@ pub struct TopicMapping {
     /// Tables of the source, as `schema.name` with wildcards.
     pub tables: Vec<At<Pattern>>,
     pub exclude_tables: Vec<At<Pattern>>,
-    /// Columns that never leave the source, as `schema.table.column` with wildcards.
+    /// Columns that messages have, beside those of their keys, as `schema.table.column` with wildcards; `None`: all.
+    pub include: Option<Vec<At<Pattern>>>,
+    /// Columns that never leave the source, in the same form.
     pub exclude: Vec<At<Pattern>>,
+    pub(super) conditions: Vec<WhereMapping>,
     /// Columns that messages of a table are keyed by, where that is not the primary key.
     pub keys: Vec<KeyMapping>,
     /// With placeholders.
@@ -79,7 +85,9 @@ pub(in crate::mapping) fn topic(reader: &mut Reader, header: &Entry) -> Option<T
     Some(TopicMapping {
         span: span(&header.origin),
         exclude_tables: patterns(reader, section, "exclude_tables"),
+        include: include(reader, section),
         exclude: patterns(reader, section, "exclude"),
+        conditions: conditions(reader, section),
         keys: keys(reader, section),
         name: name(reader, section, header),
         format,
@@ -89,10 +97,24 @@ pub(in crate::mapping) fn topic(reader: &mut Reader, header: &Entry) -> Option<T
     })
 }
 
+/// Either of the two says which columns are meant.
+fn include(reader: &mut Reader, section: &[Entry]) -> Option<Vec<At<Pattern>>> {
+    let entry = find(section, "include")?;
+    if find(section, "exclude").is_some() {
+        let finding = Finding::error("conflicting-keys", "[topic] has both \"include\" and \"exclude\"");
+        reader.report(&entry.origin, finding.hint("name the columns that messages have, or those that they have not."));
+    }
+    let patterns = patterns(reader, section, "include");
+    if patterns.is_empty() {
+        reader.report(&entry.node.origin, Finding::error("bad-value", "\"include\" names no column"));
+    }
+    Some(patterns)
+}
+
 fn patterns(reader: &mut Reader, section: &[Entry], key: &str) -> Vec<At<Pattern>> {
     let Some(entry) = find(section, key) else { return Vec::new() };
     let texts = reader.strings(entry, Alone::Allowed).unwrap_or_default();
-    let dots = if key == "exclude" { 2 } else { 1 };
+    let dots = if matches!(key, "include" | "exclude") { 2 } else { 1 };
     let mut patterns = Vec::new();
     for (text, origin) in texts {
         if text.matches('.').count() < dots && text != "*" {

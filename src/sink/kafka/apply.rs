@@ -80,7 +80,9 @@ impl KafkaSink {
             table.follow(&self.cluster, plan).await?;
         }
         let sent = loop {
-            let error = match table.messages().map_err(at_table)?.change(reader.images(step), &at) {
+            let messages = table.messages().map_err(at_table)?;
+            let Some(images) = messages.admit(reader.images(step)).map_err(at_table)? else { return Ok(()) };
+            let error = match messages.change(images, &at) {
                 Ok(sent) => break sent,
                 Err(error) => error,
             };

@@ -152,7 +152,7 @@ fn envelope_of<R>(change: &Change<R>, tombstones: bool) -> Flat {
 
 /// How one table's changes become messages. Buffers are used again for each.
 pub struct Messages {
-    topic: Topic,
+    pub(super) topic: Topic,
     shape: Shape,
     texts: Vec<bool>,
     buffers: Buffers,

@@ -144,9 +144,11 @@ impl KafkaLoader {
             let message = message.map_err(LoadError::Source)?;
             let (mut rows, mut cells, mut count) = (copy.message(&message)?, Vec::new(), 0);
             while rows.next(&mut cells)? {
-                let message = messages.read(&cells, self.lsn, now).map_err(LoadError::Row)?;
-                message.send(&mut *self.producer.lock().await).await?;
                 count += 1;
+                if messages.takes(&cells).map_err(LoadError::Row)? {
+                    let message = messages.read(&cells, self.lsn, now).map_err(LoadError::Row)?;
+                    message.send(&mut *self.producer.lock().await).await?;
+                }
             }
             taken += count;
             report(count);

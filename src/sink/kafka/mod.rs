@@ -11,6 +11,7 @@
 //! ```
 
 pub mod address;
+mod admit;
 mod apply;
 mod beside;
 mod client;

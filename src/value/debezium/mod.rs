@@ -47,6 +47,7 @@ pub use names::{
 };
 pub use options::{BinaryMode, DecimalMode, HstoreMode, IntervalMode, Options, PLACEHOLDER, TimePrecision};
 pub use shape::{Origin, ShapeError, TableShape};
+pub(in crate::value) use temporal::parse as postgres_text;
 
 /// Header of the delete that an UPDATE of the key becomes: the new key, encoded as keys are.
 pub const NEW_KEY_HEADER: &str = "__debezium.newkey";

@@ -11,7 +11,7 @@ use super::out::Out;
 use crate::tuple::Cell;
 
 mod interval;
-mod parse;
+pub(in crate::value) mod parse;
 
 pub(super) use interval::Interval;
 

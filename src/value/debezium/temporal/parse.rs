@@ -11,7 +11,7 @@ pub(super) fn number(digits: &[u8]) -> Option<i64> {
 }
 
 /// `YYYY-MM-DD[ BC]` to days since 1970.
-pub(super) fn date(text: &[u8]) -> Option<i64> {
+pub(in crate::value) fn date(text: &[u8]) -> Option<i64> {
     let (text, is_bc) = era(text);
     day(text, is_bc)
 }
@@ -78,7 +78,7 @@ pub(super) fn time_with_zone(text: &[u8]) -> Option<(i64, i64)> {
 }
 
 /// `YYYY-MM-DD HH:MM:SS[.ffffff][±HH[:MM[:SS]]][ BC]` to microseconds since 1970.
-pub(super) fn timestamp(text: &[u8]) -> Option<i128> {
+pub(in crate::value) fn timestamp(text: &[u8]) -> Option<i128> {
     let (text, is_bc) = era(text);
     let space = text.iter().position(|byte| *byte == b' ')?;
     let (clock, east) = zone(&text[space + 1..])?;

@@ -1,0 +1,1 @@
+//! Truths that are known without a server.

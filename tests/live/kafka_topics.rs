@@ -1,0 +1,1 @@
+//! What a topic section says, through the daemon and a real broker.
