@@ -214,7 +214,9 @@ impl Draw {
             3 if of.ordered => format!("{name} {not}between {} AND {}", self.constant(of), self.constant(of)),
             4 => {
                 let count = self.0.below(4) + 1;
-                let list: Vec<String> = (0..count).map(|_| self.constant(of)).collect();
+                // In a list all are of the column's type, which the server refuses of this one.
+                let list = (0..count).map(|_| self.constant(of)).filter(|constant| constant != "1e300");
+                let list: Vec<String> = list.chain([of.values[0].to_owned()]).collect();
                 format!("{name} {not}IN ({})", list.join(", "))
             }
             5 => format!("{} {} {name}", self.constant(of), self.of(operators)),

@@ -17,6 +17,7 @@ mod lessons;
 mod plans;
 mod publications;
 mod schema;
+mod topics;
 
 /// A configuration with sources `lms` and `other` and sinks `warehouse` and `second`, and `events`, which is Kafka.
 fn config() -> Config {
@@ -112,6 +113,7 @@ fn column(text: &str) -> Column {
         ("double precision", 701, false),
         ("character varying", 1043, true),
         ("text[]", 1009, true),
+        ("date", 1082, false),
         ("timestamp without time zone", 1114, false),
         ("timestamp with time zone", 1184, false),
         ("numeric", 1700, true),
