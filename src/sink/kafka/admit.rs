@@ -45,6 +45,8 @@ impl Messages {
 /// condition reads.
 fn admitted<'r, 'a>(filter: &Filter, images: Images<'r, 'a>) -> Result<Option<Images<'r, 'a>>, Undecided> {
     Ok(match images {
+        // That it is empty is true of the matching rows, too.
+        Images::Truncate => Some(Images::Truncate),
         Images::Insert(row) => filter.matches(row)?.then_some(Images::Insert(row)),
         Images::Delete(old) => filter.matches(cells(&old))?.then_some(Images::Delete(old)),
         Images::Update(None, row) => filter.matches(row)?.then_some(Images::Update(None, row)),
@@ -78,6 +80,7 @@ mod tests {
         let test = Test::Compare { input: 0, kind: Kind::Text, operator: Operator::Equal, constant };
         let what = |row: &[Cell<'_>]| if row == MATCHING { "matching" } else { "other" };
         admitted(&Filter::new("", test), images).expect("it can be decided").map(|images| match images {
+            Images::Truncate => "truncate".to_owned(),
             Images::Insert(row) => format!("create {}", what(row)),
             Images::Delete(old) => format!("delete {}", what(cells(&old))),
             Images::Update(old, row) => {
@@ -102,6 +105,7 @@ mod tests {
         assert_eq!(sent(Images::Update(full(&MATCHING), &NULL)).as_deref(), Some("delete matching"));
         assert_eq!(sent(Images::Update(full(&OTHER), &MATCHING)).as_deref(), Some("create matching"));
         assert_eq!(sent(Images::Update(full(&NULL), &OTHER)), None);
+        assert_eq!(sent(Images::Truncate).as_deref(), Some("truncate"));
     }
 
     #[test]

@@ -180,16 +180,29 @@ impl<'a> Binding<'_, 'a> {
         None
     }
 
-    fn constant(&mut self, column: &Placed<String>, kind: Kind, literal: &Placed<Literal>) -> Option<Constant> {
-        match Constant::read(kind, &literal.value) {
-            Ok(constant) => Some(constant),
-            Err(error) => {
-                let type_name = self.draft.table.column(&column.value).map_or("", |column| column.type_name.as_str());
-                let message = format!("column \"{}\" is {type_name}: {error}", column.value);
-                self.report(&literal.span, Finding::error("bad-where", message));
-                None
+    fn constant(&mut self, name: &Placed<String>, kind: Kind, literal: &Placed<Literal>) -> Option<Constant> {
+        let column = self.draft.table.column(&name.value)?;
+        let read = Constant::read(kind, &literal.value);
+        let label = match &literal.value {
+            Literal::String(label) if kind == Kind::Enum => {
+                Some(label).filter(|label| !column.enum_labels.contains(label))
             }
-        }
+            _ => None,
+        };
+        let finding = match (read, label) {
+            (Ok(constant), None) => return Some(constant),
+            (Ok(_), Some(label)) => {
+                let message =
+                    format!("column \"{}\" is {}, which has no label '{label}'", name.value, column.type_name);
+                let labels = column.enum_labels.iter().map(|label| format!("'{label}'")).collect::<Vec<_>>();
+                Finding::error("bad-where", message).hint(format!("its labels are {}.", labels.join(", ")))
+            }
+            (Err(error), _) => {
+                Finding::error("bad-where", format!("column \"{}\" is {}: {error}", name.value, column.type_name))
+            }
+        };
+        self.report(&literal.span, finding);
+        None
     }
 
     /// A row that comes to match is a create, and wants all its values.
