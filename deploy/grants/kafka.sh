@@ -12,9 +12,9 @@ topics=${TAILWATER_KAFKA_TOPICS:-lms.}
 state=${TAILWATER_KAFKA_STATE:-tailwater.state}
 heartbeats=${TAILWATER_KAFKA_HEARTBEATS:-__debezium-heartbeat.}
 
-# The topics of the source's tables.
+# The topics of the source's tables. DescribeConfigs: asked for max.message.bytes when a message is refused for its length.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
-    --operation Write --operation Describe --topic "$topics" --resource-pattern-type prefixed
+    --operation Write --operation Describe --operation DescribeConfigs --topic "$topics" --resource-pattern-type prefixed
 # Only with `heartbeat_interval`; `lms.transaction`, of `provide_transaction_metadata`, is among those above.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --topic "$heartbeats" --resource-pattern-type prefixed

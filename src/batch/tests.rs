@@ -316,6 +316,8 @@ fn topic_plan() -> crate::mapping::plan::Plan {
         options: TopicOptions { tombstones: true, skipped: Skipped::NONE, values: Default::default() },
         partitions: 1,
         columns: Vec::new(),
+        filter: None,
+        include: None,
         exclude: Vec::new(),
         names_key: false,
         types: Arc::default(),

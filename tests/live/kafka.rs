@@ -227,7 +227,9 @@ async fn f39_limits_of_the_brokers_get_their_verdicts() -> Result<()> {
     let large: Vec<u8> = (0..5000).map(|_| random.number() as u8).collect();
     again.begin().await?;
     again.send(&Record { value: Some(&large), ..record("small", "a", "") }).await?;
-    assert_eq!(again.commit().await, Err(KafkaFailure::TooLarge { topic: "small".to_owned() }));
+    let outcome = again.commit().await;
+    let Err(KafkaFailure::TooLarge(oversize)) = &outcome else { panic!("{outcome:?}") };
+    assert_eq!((oversize.topic.as_str(), oversize.bytes), ("small", 5001));
     again.abort().await?;
 
     // What is not there stays away.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
@@ -296,7 +297,7 @@ async fn conditions_are_decided_as_postgres_decides_them() -> Result<()> {
 
     let names = [TableName::new("public", "samples")];
     let catalog = read_tables(&client, Wanted::Named(&names)).await?;
-    let source = LiveSource { catalog, server_version: 150_000 };
+    let source = LiveSource { catalog, server_version: 150_000, types: Arc::default() };
     let kafka = LiveKafka { topics: BTreeMap::from([("src.public.samples".to_owned(), 1)]) };
     let live = Live {
         sources: BTreeMap::from([("src".to_owned(), source)]),

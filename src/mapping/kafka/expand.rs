@@ -32,8 +32,11 @@ pub(in crate::mapping) fn expand(
         }
     }
     let meant: Vec<&Table> = catalog.tables.iter().filter(|table| is_meant(topic, table)).collect();
-    named_tables(file, topic, source, &meant, findings);
-    named_columns(file, topic, source, catalog, findings);
+    // Names that meant something need not do so any more.
+    if !topic.is_followed {
+        named_tables(file, topic, source, &meant, findings);
+        named_columns(file, topic, source, catalog, findings);
+    }
     let expanded = meant.into_iter().map(|table| {
         let name = topic_name(&topic.name.value, source, catalog, table);
         let mapping = mapping(file, topic, table, &name, findings);
@@ -89,9 +92,14 @@ impl TopicMapping {
         self.tables.iter().any(is_it) && !self.exclude_tables.iter().any(is_it)
     }
 
-    /// The section for one table only.
+    /// The section for one table only, which is followed already.
     pub fn of(&self, table: &TableName) -> TopicMapping {
-        TopicMapping { tables: vec![self.pattern_of(table)], ..self.clone() }
+        self.only(vec![self.pattern_of(table)])
+    }
+
+    /// The section for these tables only, which are followed already.
+    pub fn only(&self, tables: Vec<At<super::Pattern>>) -> TopicMapping {
+        TopicMapping { tables, is_followed: true, ..self.clone() }
     }
 
     /// A pattern that means one table.

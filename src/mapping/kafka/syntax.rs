@@ -61,6 +61,8 @@ pub struct TopicMapping {
     pub options: TopicOptions,
     /// Of topics that `setup --create-targets` makes.
     pub partitions: i32,
+    /// Made of a section whose tables are followed already: what it names was looked up once.
+    pub is_followed: bool,
 }
 
 /// One table of `key = { … }`.
@@ -93,6 +95,7 @@ pub(in crate::mapping) fn topic(reader: &mut Reader, header: &Entry) -> Option<T
         format,
         options: options(reader, section),
         partitions: partitions(reader, section),
+        is_followed: false,
         tables,
     })
 }

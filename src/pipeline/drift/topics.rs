@@ -46,7 +46,7 @@ impl Settling<'_> {
                     }
                 }
                 if !tables.is_empty() {
-                    kept.push(MappingFile { topic: Some(TopicMapping { tables, ..topic.clone() }), ..one });
+                    kept.push(MappingFile { topic: Some(topic.only(tables)), ..one });
                 }
             }
         }

@@ -107,6 +107,12 @@ impl KafkaAddress {
         self
     }
 
+    /// The same with an option, whatever the user gives.
+    pub(super) fn with_option(mut self, name: &str, value: &str) -> KafkaAddress {
+        self.options.insert(name.to_owned(), Secret::new(value));
+        self
+    }
+
     pub fn brokers(&self) -> &str {
         &self.brokers
     }

@@ -18,6 +18,15 @@ impl KafkaSink {
     /// # Errors
     /// See [`ApplyError`]. Nothing of the open transaction is seen by whoever reads committed messages only.
     pub async fn apply(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {
+        let outcome = self.apply_batch(batch).await;
+        match (outcome, self.producer.oversize()) {
+            // Whatever was being done when it came out.
+            (Err(_), Some(oversize)) => Err(self.refused(oversize).await),
+            (outcome, _) => outcome,
+        }
+    }
+
+    async fn apply_batch(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {
         self.begin().await?;
         let now = UnixMicros::now();
         if self.transactions.is_some() {
@@ -101,11 +110,7 @@ impl KafkaSink {
             counted.await.map_err(|failure| apply_error(&failure))?;
         }
         for message in table.messages().map_err(at_table)?.messages(sent, at.now) {
-            let sent = message.send(&mut self.producer).await;
-            sent.map_err(|failure| match &failure {
-                super::KafkaFailure::TooLarge { .. } => at_table(failure.to_string()),
-                _ => apply_error(&failure),
-            })?;
+            message.send(&mut self.producer).await.map_err(|failure| apply_error(&failure))?;
         }
         Ok(())
     }

@@ -107,7 +107,9 @@ impl ProducerContext for Reports {
             }
             Err((error, record)) => {
                 let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
-                first.get_or_insert_with(|| KafkaFailure::of("send a record", record.topic(), error));
+                first.get_or_insert_with(|| {
+                    KafkaFailure::of("send a record", record.topic(), error).about_returned(result)
+                });
             }
         }
         self.reported.fetch_add(1, Ordering::Release);

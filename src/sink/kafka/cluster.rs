@@ -1,6 +1,7 @@
 //! One cluster as a sink: where it is reached, what it remembers of each source, and who writes there.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::address::KafkaAddress;
 use super::failure::KafkaFailure;
@@ -18,6 +19,9 @@ use crate::sink::state::{StoredCheckpoint, StoredTable, TableState, name_text};
 /// `transaction.max.timeout.ms` of brokers, unless it is set.
 const COPY_TIMEOUT_MS: &str = "900000";
 
+/// librdkafka's default of `batch.size`.
+const BATCH_BYTES: u64 = 1_000_000;
+
 /// What the transactional ids of a source have behind its name: of its changes, its first copies, its tables' states.
 const CHANGES: &str = "";
 const COPIES: &str = "-copy";
@@ -33,6 +37,8 @@ pub struct Cluster {
     sink: String,
     address: KafkaAddress,
     state_topic: String,
+    /// Batches are no longer than this. Unit: bytes.
+    batch_bytes: AtomicU64,
     registry: Option<Registry>,
     beside: BesideRows,
 }
@@ -80,8 +86,8 @@ impl Remembered {
 
 impl Cluster {
     pub fn new(sink: &str, address: KafkaAddress, state_topic: &str, registry: Option<Registry>) -> Cluster {
-        let beside = BesideRows::default();
-        Cluster { sink: sink.to_owned(), address, state_topic: state_topic.to_owned(), registry, beside }
+        let (beside, batch_bytes) = (BesideRows::default(), AtomicU64::new(u64::MAX));
+        Cluster { sink: sink.to_owned(), address, state_topic: state_topic.to_owned(), batch_bytes, registry, beside }
     }
 
     /// What is sent beside rows.
@@ -109,7 +115,17 @@ impl Cluster {
     }
 
     async fn connect(&self, address: &KafkaAddress, source: &str, what: &str) -> Result<Producer, KafkaFailure> {
-        Producer::connect(address, &format!("tailwater-{}-{source}{what}", self.sink)).await
+        let id = format!("tailwater-{}-{source}{what}", self.sink);
+        match self.batch_bytes.load(Ordering::Relaxed) {
+            u64::MAX => Producer::connect(address, &id).await,
+            bytes => Producer::connect(&address.clone().with_option("batch.size", &bytes.to_string()), &id).await,
+        }
+    }
+
+    /// Producers that connect from now on make no longer batches; `false` if they are no longer as it is.
+    pub(super) fn shorten_batches(&self, bytes: u64) -> bool {
+        let known = self.batch_bytes.fetch_min(bytes, Ordering::Relaxed);
+        known.min(self.address.number("batch.size").unwrap_or(BATCH_BYTES)) > bytes
     }
 
     /// The one producer for a source's changes: fences older ones.

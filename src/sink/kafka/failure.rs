@@ -5,6 +5,8 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use super::oversize::Oversize;
+
 /// Why something was not done. Everything in it may be shown.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum KafkaFailure {
@@ -15,8 +17,8 @@ pub enum KafkaFailure {
     #[error("another producer took over the transactional.id")]
     Fenced,
     /// Our own limit, or the topic's. The transaction can only be aborted.
-    #[error("a record for topic \"{topic}\" is larger than message.max.bytes allows")]
-    TooLarge { topic: String },
+    #[error("{0}")]
+    TooLarge(Oversize),
     /// The brokers do not know us, or do not let us.
     #[error("{message}")]
     Denied { message: String },
@@ -144,7 +146,7 @@ impl KafkaFailure {
         match verdict(code, flags) {
             Verdict::Transient => KafkaFailure::Transient { message },
             Verdict::Fenced => KafkaFailure::Fenced,
-            Verdict::TooLarge => KafkaFailure::TooLarge { topic: topic.to_owned() },
+            Verdict::TooLarge => KafkaFailure::TooLarge(Oversize::of_topic(topic)),
             Verdict::Denied => KafkaFailure::Denied { message },
             Verdict::Fatal => KafkaFailure::Fatal { message },
         }

@@ -75,6 +75,7 @@ pub struct KafkaLoader {
     select: String,
     database: String,
     schemas: Option<SchemaIds>,
+    cluster: Arc<Cluster>,
     /// Shared by the connections that read; each sends a row at a time.
     producer: Mutex<Producer>,
 }
@@ -116,6 +117,7 @@ impl KafkaLoader {
             select: columns(plan, &messages),
             database: stored.identity.database,
             schemas,
+            cluster,
             producer: Mutex::new(producer),
         })
     }
@@ -147,7 +149,10 @@ impl KafkaLoader {
                 count += 1;
                 if messages.takes(&cells).map_err(LoadError::Row)? {
                     let message = messages.read(&cells, self.lsn, now).map_err(LoadError::Row)?;
-                    message.send(&mut *self.producer.lock().await).await?;
+                    let sent = message.send(&mut *self.producer.lock().await).await;
+                    if let Err(failure) = sent {
+                        return Err(self.cluster.judge(failure).await.into());
+                    }
                 }
             }
             taken += count;
@@ -173,8 +178,19 @@ impl KafkaLoader {
             ..TableRecord::new(&self.plan.from, &topic.name)
         };
         let key = StateKey::table(&self.source, &self.plan.target);
-        producer.send(&state_record(&self.state_topic, &key, &record.to_bytes())).await?;
-        Ok(producer.commit().await?)
+        let record = record.to_bytes();
+        let ended = async {
+            producer.send(&state_record(&self.state_topic, &key, &record)).await?;
+            producer.commit().await
+        };
+        match ended.await {
+            Ok(()) => Ok(()),
+            Err(failure) => {
+                // Who writes the table's state would wait for the transaction's end.
+                let _ = producer.abort().await;
+                Err(self.cluster.judge(failure).await.into())
+            }
+        }
     }
 }
 

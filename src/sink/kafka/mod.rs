@@ -20,6 +20,7 @@ pub mod encode;
 pub mod failure;
 mod heartbeat;
 pub mod load;
+pub mod oversize;
 pub mod partition;
 pub mod producer;
 pub mod registry;
@@ -55,6 +56,8 @@ pub struct KafkaSink {
     producer: Producer,
     /// By plan.
     tables: Vec<Table>,
+    /// By plan.
+    topics: Vec<String>,
     transactions: Option<Transactions>,
     heart: Option<Heart>,
     /// A transaction is begun and not ended.
@@ -85,7 +88,9 @@ impl KafkaSink {
         for plan in &setup.plans {
             tables.push(Table::new(&cluster, plan, &identity.database).await?);
         }
+        let topic = |plan: &Arc<Plan>| plan.topic.as_ref().map(|topic| topic.name.clone()).unwrap_or_default();
         Ok(KafkaSink {
+            topics: setup.plans.iter().map(topic).collect(),
             tables,
             transactions: Transactions::of(&cluster, &setup.source, &setup.plans).await?,
             heart: Heart::of(&cluster, &setup.source, &setup.plans).await?,
@@ -200,7 +205,7 @@ fn apply_error(failure: &KafkaFailure) -> ApplyError {
     let message = failure.to_string();
     match failure {
         KafkaFailure::Transient { .. } | KafkaFailure::Fenced => ApplyError::Transient { message },
-        KafkaFailure::TooLarge { .. } | KafkaFailure::Denied { .. } | KafkaFailure::Fatal { .. } => {
+        KafkaFailure::TooLarge(_) | KafkaFailure::Denied { .. } | KafkaFailure::Fatal { .. } => {
             ApplyError::Fatal { message }
         }
     }

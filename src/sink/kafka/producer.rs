@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::address::KafkaAddress;
 use super::client::{Reports, SLICE};
 use super::failure::{Flags, KafkaFailure, flags_of};
+use super::oversize::Oversize;
 
 /// How long `connect` may take. A transaction that a producer before us left open is aborted first.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
@@ -61,6 +62,10 @@ pub struct Producer {
     /// When the last transaction was begun.
     began: Instant,
     transaction_timeout: Duration,
+    /// `message.max.bytes`.
+    message_bytes_max: u64,
+    /// A record that librdkafka did not take for its length.
+    oversize: Option<Oversize>,
     /// Records sent, ever.
     sent: u64,
 }
@@ -95,6 +100,8 @@ impl Producer {
             state: State::Unknown,
             began: Instant::now(),
             transaction_timeout: Duration::from_millis(timeout_ms),
+            message_bytes_max: address.number("message.max.bytes").unwrap_or(1_000_000),
+            oversize: None,
             sent: 0,
         };
         let outcome = producer.in_slices("connect", within, |native| native.init_transactions(SLICE)).await;
@@ -108,6 +115,14 @@ impl Producer {
         self.state != State::Unknown && self.native().client().fatal_error().is_none()
     }
 
+    /// The message because of which the transaction can only be aborted, if it is for its length.
+    pub(super) fn oversize(&self) -> Option<Oversize> {
+        self.oversize.clone().or_else(|| match self.reports().undelivered() {
+            Some(KafkaFailure::TooLarge(oversize)) => Some(oversize),
+            _ => None,
+        })
+    }
+
     pub async fn begin(&mut self) -> Result<(), KafkaFailure> {
         assert_eq!(self.state, State::Ready, "a transaction is begun when none is open");
         self.state = State::Unknown;
@@ -117,6 +132,7 @@ impl Producer {
             let _ = timeout(LOOK_EVERY, self.reports().progress.notified()).await;
         }
         self.reports().forget();
+        self.oversize = None;
         let outcome = self.in_slices("begin a transaction", END_WITHIN, |native| native.begin_transaction()).await;
         outcome.map_err(|ended| ended.failure)?;
         self.state = State::Open;
@@ -141,7 +157,14 @@ impl Producer {
                     self.check().await?;
                     return Err(self.judge("send a record", record.topic, &error));
                 }
-                _ => return Err(self.judge("send a record", record.topic, &error)),
+                _ => {
+                    let failure = self.judge("send a record", record.topic, &error);
+                    let failure = failure.about(record, self.message_bytes_max);
+                    if let KafkaFailure::TooLarge(oversize) = &failure {
+                        self.oversize = Some(oversize.clone());
+                    }
+                    return Err(failure);
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr as Code};
 
 use super::address::KafkaAddress;
 use super::failure::KafkaFailure;
+use super::oversize::{Limit, Oversize};
 use super::producer::{Producer, Record};
 use crate::config::Secret;
 
@@ -75,15 +76,23 @@ async fn what_can_be_tried_again_is_not_seen() {
     }
 }
 
+/// The topic alone.
+fn without_sizes(failure: KafkaFailure) -> KafkaFailure {
+    match failure {
+        KafkaFailure::TooLarge(oversize) => KafkaFailure::TooLarge(Oversize::of_topic(&oversize.topic)),
+        other => other,
+    }
+}
+
 #[tokio::test]
 async fn a_record_that_brokers_refuse_ends_the_session() {
     let cases = [
-        (Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, KafkaFailure::TooLarge { topic: TOPIC.to_owned() }),
+        (Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, KafkaFailure::TooLarge(Oversize::of_topic(TOPIC))),
         (Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, denied("send a record of topic \"orders\"")),
     ];
     for (code, expected) in cases {
         let (mut producer, cluster, outcome) = after(RDKafkaApiKey::Produce, &[code]).await;
-        assert_eq!(outcome, Err(expected), "{code:?}");
+        assert_eq!(outcome.map_err(without_sizes), Err(expected), "{code:?}");
         producer.abort().await.expect("the brokers are there");
         assert!(!producer.is_usable(), "{code:?}");
         let mut next = connect(&cluster, &[]).await;
@@ -187,7 +196,9 @@ async fn a_record_beyond_our_own_limit_names_its_topic() {
     let mut producer = connect(&cluster, &[("message.max.bytes", "1000")]).await;
     producer.begin().await.expect("none is open");
     let outcome = producer.send(&record(0, &[b'x'; 2000])).await;
-    assert_eq!(outcome, Err(KafkaFailure::TooLarge { topic: TOPIC.to_owned() }));
+    let Err(KafkaFailure::TooLarge(oversize)) = &outcome else { panic!("{outcome:?}") };
+    assert_eq!((oversize.topic.as_str(), oversize.limit), (TOPIC, Limit::Sink(1000)));
+    assert!(oversize.bytes >= 2000, "{oversize}");
     producer.abort().await.expect("the brokers are there");
     assert_eq!(transaction(&mut producer).await, Ok(()));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -95,6 +95,22 @@ pub async fn topics(address: &KafkaAddress) -> Result<BTreeMap<String, i32>, Kaf
 /// The same of one topic.
 pub async fn describe(address: &KafkaAddress, topic: &str) -> Result<Option<i32>, KafkaFailure> {
     Ok(partition_counts(address, &[topic]).await?.into_iter().next().flatten())
+}
+
+/// How long a topic's batches may be, with all that stands around their messages; `None` where the brokers do not tell.
+pub(super) async fn message_bytes_max(address: &KafkaAddress, topic: &str) -> Option<u64> {
+    let (config, topic) = (address.admin(), topic.to_owned());
+    let asked = blocking("look up a topic", move |runtime, _| {
+        let what = "look up a topic";
+        let made = config.create_with_context::<Reports, AdminClient<Reports>>(Reports::default());
+        let admin = made.map_err(|err| KafkaFailure::of(what, &topic, &err))?;
+        let within = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
+        let described = runtime.block_on(admin.describe_configs([&ResourceSpecifier::Topic(&topic)], &within));
+        let described = described.map_err(|err| KafkaFailure::of(what, &topic, &err))?;
+        let found = described.into_iter().flatten().next();
+        Ok(found.and_then(|found| found.get("max.message.bytes")?.value.as_ref()?.parse().ok()))
+    });
+    asked.await.ok().flatten()
 }
 
 /// What a topic of one partition holds, key by key: the last value of each, tombstones left out.

@@ -76,7 +76,7 @@ impl Constant {
             Kind::Boolean => boolean(literal).map(Constant::Boolean),
             Kind::Int2 => whole(literal, i16::MIN.into(), i16::MAX.into()),
             Kind::Int4 => whole(literal, i32::MIN.into(), i32::MAX.into()),
-            Kind::Int8 => whole(literal, i64::MIN.into(), i64::MAX.into()),
+            Kind::Int8 => whole(literal, i64::MIN, i64::MAX),
             Kind::Oid => oid(literal),
             Kind::Numeric => match literal {
                 Literal::String(text) => {

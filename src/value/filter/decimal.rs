@@ -138,8 +138,8 @@ impl Number {
             return (end, true);
         }
         let places = usize::try_from(self.exponent).unwrap_or(0);
-        let digits = self.digits.iter().copied().chain(std::iter::repeat(0)).take(places);
-        let whole = digits.fold(Some(0_i128), |whole, digit| whole?.checked_mul(10)?.checked_add(digit.into()));
+        let mut digits = self.digits.iter().copied().chain(std::iter::repeat(0)).take(places);
+        let whole = digits.try_fold(0_i128, |whole, digit| whole.checked_mul(10)?.checked_add(digit.into()));
         let Some(whole) = whole else { return (end, true) };
         let is_exact = self.digits.len() <= places;
         match (is_negative, is_exact) {

@@ -37,6 +37,8 @@ fn plan(skipped: Skipped, format: TopicFormat) -> Plan {
         options: TopicOptions { tombstones: true, skipped, values: Options::default() },
         partitions: 5,
         columns: types.map(column).to_vec(),
+        filter: None,
+        include: None,
         exclude: Vec::new(),
         names_key: false,
         types: std::sync::Arc::default(),
