@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -232,6 +233,8 @@ impl Load {
                     count % 50 + 1
                 );
                 writer.batch_execute(&sql).await?;
+                // No wait for anything: the whole topic is read again and again.
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Ok(count)
         });

@@ -240,3 +240,7 @@ impl<'a> Follow<'a> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;
