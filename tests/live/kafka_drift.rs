@@ -345,7 +345,7 @@ async fn what_cannot_be_followed_quarantines_its_table_and_comes_back() -> Resul
         stage.told_all(&mut daemon, &format!("src.public.{table}"), table).await?;
     }
     stage.commit(&["ALTER TABLE keyless DROP CONSTRAINT keyless_pkey", "INSERT INTO keyless VALUES (2)"]).await?;
-    stage.quarantined(&daemon, "keyless", &["no primary key", "key ="]).await?;
+    stage.quarantined(&daemon, "keyless", &["no replica identity", "a primary key"]).await?;
     stage.commit(&["ALTER TABLE renamed RENAME TO moved; INSERT INTO moved VALUES (2)"]).await?;
     stage.quarantined(&daemon, "renamed", &["\"public.moved\""]).await?;
     stage.commit(&["ALTER PUBLICATION tailwater_src DROP TABLE made_anew"]).await?;
