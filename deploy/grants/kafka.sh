@@ -4,7 +4,8 @@
 #   deploy/grants/kafka.sh --bootstrap-server broker:9092 --command-config admin.properties
 #
 # `lms.` stands for the topics of your source (the default name is {source}.{schema}.{table}), `tailwater-` for every
-# transactional id that the daemon uses (tailwater-SINK-SOURCE…), `tailwater.state` for `state_topic`.
+# transactional id that the daemon uses (tailwater-SINK-SOURCE…), `tailwater.state` for `state_topic`, with which the names of the
+# state topics begin (tailwater.state-SINK-SOURCE).
 set -euo pipefail
 
 user=${TAILWATER_KAFKA_USER:-User:tailwater}
@@ -20,7 +21,7 @@ kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --topic "$heartbeats" --resource-pattern-type prefixed
 # Checkpoints and table states: written with the changes, read at each start, by no consumer group.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
-    --operation Write --operation Read --operation Describe --topic "$state"
+    --operation Write --operation Read --operation Describe --topic "$state" --resource-pattern-type prefixed
 # One transactional id for a source's changes, one for its copies, one for its table states.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --transactional-id tailwater- --resource-pattern-type prefixed

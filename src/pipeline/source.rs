@@ -198,21 +198,32 @@ impl Source {
                     warn!(source = %self.name, error = %message, "stream ended, connecting again");
                     metrics.reconnects.inc();
                     self.context.board.source_state(&self.name, SourceState::Connecting);
-                    match self.reconnect(shared, confirm_by, metrics, epochs, &identity, &mut stop).await {
+                    // Somebody else may stream for good, having taken over: then a sink tells.
+                    let again = tokio::select! {
+                        again = self.reconnect(shared, confirm_by, metrics, epochs, &identity, &mut stop) => again,
+                        end = self.part_ended(parts) => return end,
+                    };
+                    match again {
                         Ok(again) => *ended = again,
                         Err(end) => return end,
                     }
                 }
-                Some(part) = parts.join_next() => {
-                    match part {
-                        Ok(End::Stopped) => {}
-                        Ok(end) => return end,
-                        Err(error) => return End::Failed(format!("a part of source \"{}\" panicked: {error}", self.name)),
-                    }
-                }
+                end = self.part_ended(parts) => return end,
                 _ = stop.changed() => return End::Stopped,
             }
         }
+    }
+
+    /// Waits until a part ends that was not done or told to stop.
+    async fn part_ended(&self, parts: &mut JoinSet<End>) -> End {
+        while let Some(part) = parts.join_next().await {
+            match part {
+                Ok(End::Stopped) => {}
+                Ok(end) => return end,
+                Err(error) => return End::Failed(format!("a part of source \"{}\" panicked: {error}", self.name)),
+            }
+        }
+        std::future::pending().await
     }
 
     /// What a stream's end means for the run; `None` if connecting again may help.

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, ensure};
+use tailwater::checkpoint::SourceIdentity;
 use tailwater::config::Secret;
+use tailwater::lsn::Lsn;
 use tailwater::sink::kafka::address::KafkaAddress;
+use tailwater::sink::kafka::cluster::{Cluster, Remembered};
 use tailwater::sink::kafka::failure::KafkaFailure;
 use tailwater::sink::kafka::partition::partition_of;
 use tailwater::sink::kafka::producer::{Producer, Record};
@@ -149,12 +152,57 @@ async fn compacted_topic_is_read_to_its_end_whatever_stands_there() -> Result<()
     other.send(&record("state", "o", "1")).await?;
     shown(&broker, "state", Isolation::ReadUncommitted, &["1", "1", "2", "never", "1"]).await?;
     commit(&mut ours, &[record("state", "a", "3")]).await?;
+    let looked = topics::look_at_compacted(&address, "state").await?.expect("there is the topic");
+    assert_eq!((looked.rows, looked.is_settled), (rows(&[("a", "2")]), false));
     let mut reading = Box::pin(topics::read_compacted(&address, "state"));
     let early = tokio::time::timeout(Duration::from_millis(500), &mut reading).await;
     ensure!(early.is_err(), "it was read without its end: {early:?}");
     other.commit().await?;
     assert_eq!(reading.await?, rows(&[("a", "3"), ("o", "1")]));
+    let looked = topics::look_at_compacted(&address, "state").await?.expect("there is the topic");
+    assert_eq!((looked.rows, looked.is_settled), (rows(&[("a", "3"), ("o", "1")]), true));
+    assert!(topics::look_at_compacted(&address, "absent").await?.is_none());
     Ok(())
+}
+
+/// An open transaction hides what is committed behind it. That of one source hides nothing of another's, and a dead one's is
+/// ended by whoever takes its source over.
+#[tokio::test(flavor = "multi_thread")]
+async fn h94_open_transactions_hide_nothing_of_other_sources() -> Result<()> {
+    let broker = Kafka::start("kafka-states")?;
+    let cluster = Cluster::new("events", address(&broker), "tailwater.state", None);
+    let (system_identifier, timeline, database) = (7, 1, "lms".to_owned());
+    let identity = SourceIdentity { system_identifier, timeline, database, slot: "s".to_owned() };
+    for source in ["a", "b"] {
+        cluster.create_checkpoint(source, Lsn(8), &identity).await.map_err(Error::msg)?;
+    }
+    let look = async |source| cluster.look(source).await.map_err(Error::msg);
+    let read = async |source| cluster.read(source).await.map_err(Error::msg);
+    let mut dead = cluster.copy_producer("a").await?;
+    dead.begin().await?;
+    let topic = cluster.state_topic("a");
+    dead.send(&record(&topic, "{}", "{}")).await?;
+    shown_at_all(&broker, &topic, 2).await?;
+    assert!(!look("a").await?.is_settled);
+
+    let began = Instant::now();
+    let at = |found: Remembered| found.checkpoint.map(|stored| (stored.checkpoint.end_lsn, stored.epoch));
+    assert!(look("b").await?.is_settled);
+    assert_eq!(at(read("b").await?), Some((Lsn(8), 0)));
+    let seen = look("a").await?.remembered.checkpoint.expect("it was committed before");
+    assert_eq!(cluster.take_over("a", &seen, 1).await.map_err(Error::msg)?, Some(1));
+    assert_eq!(at(read("a").await?), Some((Lsn(8), 1)));
+    assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
+    assert_eq!(dead.commit().await, Err(KafkaFailure::Fenced));
+    Ok(())
+}
+
+async fn shown_at_all(broker: &Kafka, topic: &str, count: usize) -> Result<()> {
+    eventually(WITHIN, "the topic has its records", async || {
+        let found = values(broker, topic, Isolation::ReadUncommitted)?.len();
+        Ok(if found == count { Look::Yes(()) } else { Look::NotYet(format!("{found}")) })
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

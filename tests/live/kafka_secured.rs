@@ -1,6 +1,7 @@
 //! Brokers that ask who comes, over TLS, and let him do no more than was allowed.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tailwater::config::Secret;
@@ -13,6 +14,9 @@ use crate::support::certificates::Certificates;
 use crate::support::kafka::{Kafka, Options, PASSWORD, USER};
 use crate::support::kcat::{self, Isolation};
 use crate::support::scratch::Scratch;
+
+/// Beside the half minute for which brokers that do not answer are asked.
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 fn address(broker: &Kafka, mechanism: &str, password: &str, root: &Path) -> KafkaAddress {
     let options = [
@@ -63,6 +67,9 @@ async fn f39_only_who_is_known_and_allowed_writes() -> Result<()> {
     let message = denied(Producer::connect(&wrong, "tailwater-orders").await);
     assert!(message.contains("uthentication"), "{message}");
     denied(topics::partition_counts(&wrong, &["orders"]).await);
+    let began = Instant::now();
+    denied(topics::ensure_topic(&wrong, "new", 1, None, &[]).await);
+    assert!(began.elapsed() < AT_ONCE, "a wrong password was told after {:?}", began.elapsed());
     denied(Producer::connect(&scram, "tailwater-orders").await);
     denied(topics::describe(&scram, "orders").await);
     let stranger = address(&broker, "PLAIN", PASSWORD, &others.root);

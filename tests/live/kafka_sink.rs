@@ -1,7 +1,7 @@
 //! The daemon into Kafka: what a consumer that reads committed messages sees, whoever is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -22,34 +22,48 @@ const CHURN: &str = "CREATE TABLE moves (id int PRIMARY KEY, body text, number i
     ALTER TABLE moves ALTER body SET STORAGE EXTERNAL;
     INSERT INTO moves SELECT id, repeat(md5(id::text), 100), 0 FROM generate_series(1, 300) id";
 
+/// A quarter of what brokers leave a dead daemon's transaction open.
+pub const RESTART_WITHIN: Duration = Duration::from_secs(15);
+
 const MAPPING: &str = "source = \"src\"\nsink = \"events\"\n\n[topic]\ntables = [\"public.*\"]\npartitions = 3\ndecimal_handling_mode = \"string\"\n";
 
-struct Stage {
-    source: Cluster,
-    kafka: Kafka,
-    home: Home,
+pub struct Stage {
+    pub source: Cluster,
+    pub kafka: Kafka,
+    pub home: Home,
+    config: String,
 }
 
 impl Stage {
     async fn start(name: &str) -> Result<Stage> {
+        let kafka = Kafka::start(&format!("{name}-kafka"))?;
+        let brokers = kafka.bootstrap();
+        Stage::new(name, kafka, &brokers, "").await
+    }
+
+    /// Daemons that come to the broker by this address; `more` goes into the sink's section.
+    pub async fn new(name: &str, kafka: Kafka, brokers: &str, more: &str) -> Result<Stage> {
         let source = Cluster::start(&format!("{name}-source"), Version::V15, Options::default())?;
         for sql in [SCHEMA, SEED_SQL, CHURN] {
             source.execute(DATABASE, sql).await?;
         }
-        let kafka = Kafka::start(&format!("{name}-kafka"))?;
         let config = format!(
             "[source.src]\nurl = \"{}\"\nheartbeat = \"500ms\"\n\n\
-             [sink.events]\nkind = \"kafka\"\nbrokers = \"{}\"\nidle_record = \"200ms\"\n",
+             [sink.events]\nkind = \"kafka\"\nbrokers = \"{brokers}\"\nidle_record = \"200ms\"\n{more}",
             source.url(DATABASE),
-            kafka.bootstrap()
         );
         let home = Home::new(name, &config, &[("mapping.toml", MAPPING)])?;
         home.setup()?;
-        Ok(Stage { source, kafka, home })
+        Ok(Stage { source, kafka, home, config })
+    }
+
+    /// For another daemon of the same configuration.
+    pub fn second_home(&self) -> Result<Home> {
+        Home::new("second", &self.config, &[("mapping.toml", MAPPING)])
     }
 
     /// Waits until the sink's checkpoint has reached what the source has committed by now, with every table streaming.
-    async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
+    pub async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
         let target = flushed(&self.source.connect(DATABASE).await?).await?;
         let what = format!("the checkpoint reaches {target}");
         let caught_up = eventually(SOON, &what, async || {
@@ -107,7 +121,7 @@ impl Stage {
     }
 
     /// With the source quiet: what the topics tell is what the source has.
-    async fn assert_equal(&self, tables: &[&str], after: &str) -> Result<()> {
+    pub async fn assert_equal(&self, tables: &[&str], after: &str) -> Result<()> {
         let source = self.source.connect(DATABASE).await?;
         for table in tables {
             let sql = format!("SELECT to_jsonb(t)::text FROM {table} AS t");
@@ -128,7 +142,7 @@ impl Stage {
     }
 
     /// An independent decoder's count of a table's updates that its copy does not show.
-    async fn updates(&self, table: &str) -> Result<usize> {
+    pub async fn updates(&self, table: &str) -> Result<usize> {
         let copied = self.records(table)?;
         let at = copied.first().and_then(|record| record.header("lsn")).context("a message has its position")?;
         let at = String::from_utf8_lossy(at).into_owned();
@@ -140,8 +154,15 @@ impl Stage {
         Ok(usize::try_from(row.get::<_, i64>(0))?)
     }
 
+    /// How many messages of a table's first copies there are.
+    pub fn copied(&self, table: &str) -> Result<usize> {
+        let values = self.records(table)?.into_iter().filter_map(|record| record.text().1);
+        let events = values.map(|value| serde_json::from_str::<Value>(&value)).collect::<Result<Vec<_>, _>>()?;
+        Ok(events.iter().filter(|event| event["op"] == "r").count())
+    }
+
     /// No change was told twice, and of each key none before an earlier one.
-    fn assert_exactly_once(&self, table: &str) -> Result<usize> {
+    pub fn assert_exactly_once(&self, table: &str) -> Result<usize> {
         let mut last: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         let mut seen = BTreeSet::new();
         for record in self.records(table)? {
@@ -213,7 +234,12 @@ async fn h94_kills_lose_and_double_nothing() -> Result<()> {
         }
     }
     let commits = load.stop().await?;
+    // Whatever is open now is ended by the next start, long before the brokers would.
+    daemon.kill9();
+    let began = Instant::now();
+    daemon = stage.home.run()?;
     stage.catch_up(&mut daemon).await?;
+    ensure!(began.elapsed() < RESTART_WITHIN, "a restart took {:?}", began.elapsed());
     stage.assert_equal(&TABLES, "all kills").await?;
     let mut told = 0;
     for table in TABLES {

@@ -24,6 +24,7 @@ mod identity;
 mod journal_modes;
 mod kafka;
 mod kafka_avro;
+mod kafka_boundaries;
 mod kafka_drift;
 mod kafka_events;
 mod kafka_secured;

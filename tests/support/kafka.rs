@@ -39,7 +39,7 @@ const PROPERTIES: &[(&str, &str)] = &[
     ("node.id", "1"),
     ("controller.listener.names", "CONTROLLER"),
     ("inter.broker.listener.name", "PLAINTEXT"),
-    ("listener.security.protocol.map", "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SECURED:SASL_SSL"),
+    ("listener.security.protocol.map", "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SECURED:SASL_SSL,PROXIED:PLAINTEXT"),
     ("auto.create.topics.enable", "false"),
     ("num.partitions", "3"),
     ("offsets.topic.replication.factor", "1"),
@@ -77,6 +77,7 @@ const JVM: &[&str] = &[
 pub struct Options {
     properties: Vec<(String, String)>,
     certificates: Option<Certificates>,
+    proxy_port: Option<u16>,
 }
 
 impl Options {
@@ -91,6 +92,12 @@ impl Options {
         self.certificates = Some(certificates.clone());
         self
     }
+
+    /// A listener at [`Kafka::proxied_port`] whose clients are told to go by way of this port.
+    pub fn proxied(mut self, proxy_port: u16) -> Options {
+        self.proxy_port = Some(proxy_port);
+        self
+    }
 }
 
 pub struct Kafka {
@@ -99,6 +106,7 @@ pub struct Kafka {
     port: u16,
     controller_port: u16,
     secured_port: u16,
+    proxied_port: u16,
     child: Option<Child>,
 }
 
@@ -110,10 +118,12 @@ impl Kafka {
 
     pub fn start_with(name: &str, options: Options) -> Result<Kafka> {
         let scratch = Scratch::new(name)?;
-        let mut broker = Kafka { scratch, options, port: 0, controller_port: 0, secured_port: 0, child: None };
+        let [port, controller_port, secured_port, proxied_port] = [0; 4];
+        let mut broker = Kafka { scratch, options, port, controller_port, secured_port, proxied_port, child: None };
         // Another process may take a port between our look and the server's.
         for attempt in 0..5 {
-            (broker.port, broker.controller_port, broker.secured_port) = (free_port()?, free_port()?, free_port()?);
+            (broker.port, broker.controller_port) = (free_port()?, free_port()?);
+            (broker.secured_port, broker.proxied_port) = (free_port()?, free_port()?);
             broker.write_properties()?;
             if attempt == 0 {
                 broker.format()?;
@@ -133,8 +143,13 @@ impl Kafka {
         if self.options.certificates.is_some() {
             write!(listeners, ",SECURED://127.0.0.1:{secured_port}")?;
         }
+        let mut advertised = listeners.clone();
+        if let Some(proxy_port) = self.options.proxy_port {
+            write!(listeners, ",PROXIED://127.0.0.1:{}", self.proxied_port)?;
+            write!(advertised, ",PROXIED://127.0.0.1:{proxy_port}")?;
+        }
         let mut text = format!(
-            "listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}\nadvertised.listeners={listeners}\n\
+            "listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}\nadvertised.listeners={advertised}\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\nlog.dirs={}\n",
             self.scratch.path().join("data").display()
         );
@@ -264,6 +279,11 @@ impl Kafka {
     /// Where one with a password begins. The certificate is for this name.
     pub fn secured_bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.secured_port)
+    }
+
+    /// Where a proxy of [`Options::proxied`] carries to.
+    pub fn proxied_port(&self) -> u16 {
+        self.proxied_port
     }
 
     /// Makes a topic, with settings such as `("cleanup.policy", "compact")`.

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod http;
 pub mod http_proxy;
 pub mod kafka;
+pub mod kafka_proxy;
 pub mod kcat;
 pub mod lake;
 pub mod mirror;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::document::{Entry, Value, find};
 use super::super::{BesideRows, Heartbeats, KafkaEnd, Secret};
-use super::Read;
+use super::{NAME_BYTES_MAX, Read};
 use crate::diagnostic::Finding;
 use crate::value::debezium::{HEARTBEAT_PREFIX, TRANSACTION_TOPIC};
 
@@ -29,7 +29,11 @@ pub(super) const KEYS: [&str; 15] = [
 
 const STATE_TOPIC: &str = "tailwater.state";
 /// The longest name of a topic that a broker takes.
-const TOPIC_NAME_MAX: usize = 249;
+const TOPIC_BYTES_MAX: usize = 249;
+/// `-SINK-SOURCE` comes behind it.
+const STATE_TOPIC_MAX: usize = TOPIC_BYTES_MAX - 2 * (1 + NAME_BYTES_MAX);
+/// The source's name and a dot come before or behind it.
+const BESIDE_TOPIC_MAX: usize = TOPIC_BYTES_MAX - (1 + NAME_BYTES_MAX);
 
 impl Read {
     pub(super) fn kafka(&mut self, header: &Entry, section: &[Entry]) -> Option<KafkaEnd> {
@@ -43,7 +47,7 @@ impl Read {
             options.insert("sasl.password".to_owned(), password);
         }
         let registry = self.registry(section);
-        let state_topic = self.topic_name(section, "state_topic", STATE_TOPIC);
+        let state_topic = self.topic_name(section, "state_topic", STATE_TOPIC, STATE_TOPIC_MAX);
         Some(KafkaEnd { options, registry, state_topic, beside: self.beside(section), brokers: brokers? })
     }
 
@@ -87,8 +91,8 @@ impl Read {
     }
 
     fn beside(&mut self, section: &[Entry]) -> BesideRows {
-        let topic = self.topic_name(section, "topic_transaction", TRANSACTION_TOPIC);
-        let prefix = self.topic_name(section, "topic_heartbeat_prefix", HEARTBEAT_PREFIX);
+        let topic = self.topic_name(section, "topic_transaction", TRANSACTION_TOPIC, BESIDE_TOPIC_MAX);
+        let prefix = self.topic_name(section, "topic_heartbeat_prefix", HEARTBEAT_PREFIX, BESIDE_TOPIC_MAX);
         let every = self.duration(section, "heartbeat_interval", Duration::ZERO);
         BesideRows {
             transactions: self.switch(section, "provide_transaction_metadata").then_some(topic),
@@ -109,10 +113,10 @@ impl Read {
         false
     }
 
-    fn topic_name(&mut self, section: &[Entry], key: &str, default: &str) -> String {
+    fn topic_name(&mut self, section: &[Entry], key: &str, default: &str, bytes_max: usize) -> String {
         let Some(entry) = find(section, key) else { return default.to_owned() };
         let text = self.reader.string(entry).unwrap_or(default);
-        let is_name = (1..=TOPIC_NAME_MAX).contains(&text.len())
+        let is_name = (1..=bytes_max).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
         if !is_name {
             let finding = Finding::error("bad-value", format!("\"{key}\" is no name of a topic"));

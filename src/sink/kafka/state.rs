@@ -1,4 +1,4 @@
-//! What Kafka remembers of a source: records of a compacted topic, the last of each key counts.
+//! What Kafka remembers of a source: records of a compacted topic of its own, the last of each key counts.
 //!
 //! A checkpoint is written in the transaction that brings the changes before it, so both are there or neither. Who
 //! initialises a source's transactional id fences everybody who held it before, which makes a takeover safe.

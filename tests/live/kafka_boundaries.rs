@@ -1,0 +1,191 @@
+//! Death of the daemon at each of its requests to Kafka that write or decide something: before the broker saw it, and when
+//! the broker had done it and the daemon had not heard. The source goes on meanwhile; whoever reads committed messages sees
+//! every change once, and every row of the first copies once.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::kafka_sink::{RESTART_WITHIN, Stage};
+use crate::support::daemon::Daemon;
+use crate::support::kafka::{Kafka, Options};
+use crate::support::kafka_proxy::{ADD_PARTITIONS, END_TRANSACTION, Fate, INIT_PRODUCER_ID, KafkaProxy, PRODUCE, Step};
+use crate::support::pair::{DATABASE, SLOT, SOON};
+use crate::support::process;
+use crate::support::wait::{Look, eventually};
+
+const FENCE: Step = Step(INIT_PRODUCER_ID, &["tailwater-events-src", "!src-copy", "!src-state"]);
+const FENCE_OF_COPIES: Step = Step(INIT_PRODUCER_ID, &["src-copy"]);
+const COMMIT: Step = Step(END_TRANSACTION, &["tailwater-events-src", "!src-copy"]);
+const COMMIT_OF_COPY: Step = Step(END_TRANSACTION, &["src-copy"]);
+const FIRST_CHECKPOINT: Step = Step(PRODUCE, &["tailwater.state-events-src", "\"epoch\":0"]);
+const TAKE_OVER: Step = Step(PRODUCE, &["tailwater.state-events-src", "!\"epoch\":0", "\"epoch\":"]);
+const ROWS: Step = Step(PRODUCE, &["src-copy", "src.public."]);
+const END_OF_COPY: Step = Step(PRODUCE, &["src-copy", "tailwater.state"]);
+const END_OF_LAST_COPY: Step = Step(PRODUCE, &["src-copy", "tailwater.state", "src.public.moves"]);
+const JOINED: Step = Step(PRODUCE, &["\"joined\":true", "!streaming"]);
+const STREAMING: Step = Step(PRODUCE, &["\"joined\":true", "streaming"]);
+const PARTITIONS: Step = Step(ADD_PARTITIONS, &["src.public."]);
+const CHANGES: Step = Step(PRODUCE, &["src.public.", "!src-copy", "!tailwater.state"]);
+const CHECKPOINT: Step = Step(PRODUCE, &["tailwater.state", "\"epoch\":"]);
+
+/// What daemons do from the very first start to the stream, in this order.
+const COPY: &[(&str, &[Step])] = &[
+    ("the first fence", &[FENCE]),
+    ("the first checkpoint", &[FIRST_CHECKPOINT]),
+    ("its commit", &[FIRST_CHECKPOINT, COMMIT]),
+    ("the take-over", &[TAKE_OVER]),
+    ("its commit", &[TAKE_OVER, COMMIT]),
+    ("the fence of copies", &[FENCE_OF_COPIES]),
+    ("rows of a copy", &[ROWS]),
+    ("the end of a copy", &[END_OF_COPY]),
+    ("its commit", &[END_OF_COPY, COMMIT_OF_COPY]),
+    ("the commit of the last copy", &[END_OF_LAST_COPY, COMMIT_OF_COPY]),
+    ("tables that join", &[JOINED]),
+    ("their commit", &[JOINED, COMMIT]),
+    ("a table that streams", &[STREAMING]),
+    ("its commit", &[STREAMING, COMMIT]),
+];
+
+/// What a daemon does with changes.
+const STREAM: &[(&str, &[Step])] = &[
+    ("the partitions of changes", &[PARTITIONS]),
+    ("changes", &[PARTITIONS, CHANGES]),
+    ("the checkpoint", &[PARTITIONS, CHECKPOINT]),
+    ("the commit", &[PARTITIONS, COMMIT]),
+];
+
+/// What a daemon does that finds a dead one's transaction open.
+const RESTART: &[(&str, &[Step])] =
+    &[("the fence", &[FENCE]), ("the take-over", &[TAKE_OVER]), ("its commit", &[TAKE_OVER, COMMIT])];
+
+/// Two transactions, each of several tables.
+async fn change(stage: &Stage) -> Result<()> {
+    let sql = "BEGIN; UPDATE accounts_a SET balance = balance - 1 WHERE id <= 5;
+               UPDATE accounts_b SET balance = balance + 1 WHERE id <= 5; COMMIT;
+               BEGIN; UPDATE accounts_b SET balance = balance - 1 WHERE id % 7 = 0;
+               UPDATE moves SET number = number + 1 WHERE id % 50 = 0; COMMIT";
+    stage.source.execute(DATABASE, sql).await
+}
+
+/// A stage whose daemons reach their broker by way of a proxy. What they send is not compressed, so that it can be told.
+async fn stage(name: &str) -> Result<(Stage, KafkaProxy)> {
+    let proxy = KafkaProxy::start()?;
+    let kafka = Kafka::start_with(&format!("{name}-kafka"), Options::default().proxied(proxy.port()))?;
+    proxy.carry_to(kafka.proxied_port());
+    let options = "options = { \"compression.type\" = \"none\" }\n";
+    let stage = Stage::new(name, kafka, &proxy.bootstrap(), options).await?;
+    stage.source.execute(DATABASE, "SELECT pg_create_logical_replication_slot('truth', 'test_decoding')").await?;
+    Ok((stage, proxy))
+}
+
+/// Waits until the proxy has struck, and is rid of the daemon.
+async fn bury(proxy: &KafkaProxy, struck: u64, mut daemon: Daemon, what: &str) -> Result<()> {
+    let what = format!("the daemon gets to {what}");
+    let outcome = eventually(SOON, &what, async || {
+        let ended = daemon.ended()?.filter(|_| proxy.struck() == struck);
+        let is_there = proxy.struck() > struck;
+        ensure!(ended.is_none(), "the daemon ended by itself");
+        Ok(if is_there { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
+    });
+    outcome.await?;
+    daemon.kill9();
+    Ok(())
+}
+
+/// Starts a daemon that dies where the path ends.
+async fn start_and_die(stage: &Stage, proxy: &KafkaProxy, what: &str, path: &[Step], fate: Fate) -> Result<()> {
+    let struck = proxy.struck();
+    proxy.arm(path, fate);
+    let daemon = stage.home.run()?;
+    proxy.victim(daemon.pid());
+    bury(proxy, struck, daemon, what).await?;
+    change(stage).await
+}
+
+/// With all changes told: each once, and every row of the first copies once.
+async fn assert_told_once(stage: &Stage) -> Result<()> {
+    for (table, rows) in [("accounts_a", 100), ("accounts_b", 100), ("moves", 300)] {
+        let messages = stage.assert_exactly_once(table)?;
+        let updates = stage.updates(table).await?;
+        ensure!(messages == rows + updates, "{table}: {messages} messages of {rows} rows and {updates} updates");
+        let copied = stage.copied(table)?;
+        ensure!(copied == rows, "{table}: {copied} of {rows} rows were told as read");
+    }
+    stage.assert_equal(&["accounts_a", "accounts_b", "moves"], "all deaths").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h94_death_at_any_request_loses_and_doubles_nothing() -> Result<()> {
+    let (stage, proxy) = stage("kafka-boundaries").await?;
+    for (what, path) in COPY {
+        for fate in [Fate::Unsent, Fate::Unanswered] {
+            start_and_die(&stage, &proxy, what, path, fate).await?;
+        }
+    }
+    let mut longest = Duration::ZERO;
+    for (what, path) in STREAM {
+        for fate in [Fate::Unsent, Fate::Unanswered] {
+            let began = Instant::now();
+            let mut daemon = stage.home.run()?;
+            stage.catch_up(&mut daemon).await.with_context(|| format!("before {what}"))?;
+            longest = longest.max(began.elapsed());
+            let struck = proxy.struck();
+            proxy.arm(path, fate);
+            proxy.victim(daemon.pid());
+            change(&stage).await?;
+            bury(&proxy, struck, daemon, what).await?;
+            change(&stage).await?;
+        }
+    }
+    for (what, path) in RESTART {
+        for fate in [Fate::Unsent, Fate::Unanswered] {
+            start_and_die(&stage, &proxy, what, path, fate).await?;
+        }
+    }
+    let began = Instant::now();
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    longest = longest.max(began.elapsed());
+    eprintln!("{} deaths, the slowest restart took {longest:?}", proxy.struck());
+    ensure!(longest < RESTART_WITHIN, "a restart took {longest:?}");
+    assert_told_once(&stage).await?;
+    daemon.terminate()
+}
+
+/// A daemon is frozen with its commit on the way, and another takes over. Neither the late commit nor the daemon when it
+/// wakes up is let in.
+#[tokio::test(flavor = "multi_thread")]
+async fn h94_a_daemon_that_wakes_up_is_fenced() -> Result<()> {
+    let (stage, proxy) = stage("kafka-zombie").await?;
+    let mut frozen = stage.home.run()?;
+    stage.catch_up(&mut frozen).await?;
+    proxy.arm(&[PARTITIONS, COMMIT], Fate::Late);
+    proxy.victim(frozen.pid());
+    change(&stage).await?;
+    eventually(SOON, "the daemon is frozen", async || {
+        Ok(if proxy.struck() == 1 { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
+    })
+    .await?;
+
+    let second = stage.second_home()?;
+    let mut daemon = second.run()?;
+    // What a broken line does in the end.
+    let terminate =
+        format!("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+    stage.source.execute(DATABASE, &terminate).await?;
+    let began = Instant::now();
+    stage.catch_up(&mut daemon).await?;
+    ensure!(began.elapsed() < RESTART_WITHIN, "taking over took {:?}", began.elapsed());
+
+    proxy.release();
+    process::signal("CONT", &[frozen.pid()]);
+    change(&stage).await?;
+    let status = frozen.wait_ended(SOON)?;
+    ensure!(status.code() == Some(17), "the daemon that woke up ended with {status}");
+    let log = frozen.log();
+    ensure!(log.contains("another daemon took over sink \"events\""), "it does not say why");
+    stage.catch_up(&mut daemon).await?;
+    assert_told_once(&stage).await?;
+    daemon.terminate()
+}
