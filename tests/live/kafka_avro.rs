@@ -312,6 +312,40 @@ fn orders_are_told(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// A transaction of one event, and that the daemon was there.
+fn what_is_of_no_row_is_told(stage: &Stage) -> Result<()> {
+    let event = stage.messages("src.public.taken")?.remove(1).value.context("a value")?;
+    let id = format!("{}:{}", event["source"]["txId"], event["source"]["lsn"]);
+    assert_eq!(event["transaction"], json!({ "id": id, "total_order": 1, "data_collection_order": 1 }));
+    let boundaries = stage.messages("src.transaction")?;
+    let [begin, end] = &boundaries[..] else { bail!("{} boundaries", boundaries.len()) };
+    let of = |message: &Message| message.value.clone().context("a value");
+    let (begin_value, mut end_value) = (of(begin)?, of(end)?);
+    let committed = event["source"]["ts_ms"].clone();
+    let expected = json!({
+        "status": "BEGIN", "id": id, "event_count": null, "data_collections": null, "ts_ms": committed,
+    });
+    assert_eq!((&begin.key, &begin_value), (&json!({ "id": id }), &expected));
+    assert_eq!(end.key, json!({ "id": end_value["id"] }));
+    let end_id = end_value["id"].take();
+    assert_eq!(end_id.as_str().and_then(|id| id.split(':').next()), id.split(':').next());
+    let counts = json!([{ "data_collection": "public.taken", "event_count": 1 }]);
+    let expected = json!({
+        "status": "END", "id": null, "event_count": 1, "data_collections": counts, "ts_ms": committed,
+    });
+    assert_eq!(end_value, expected);
+    let beats = stage.messages("__debezium-heartbeat.src")?;
+    assert!(beats.iter().all(|beat| beat.key == json!({ "serverName": "src" })));
+    ensure!(beats.iter().all(|beat| of(beat).is_ok_and(|value| value["ts_ms"].is_i64())), "a heartbeat has no time");
+    let subjects = stage.registry.subjects()?;
+    for topic in ["src.transaction", "__debezium-heartbeat.src"] {
+        for side in ["key", "value"] {
+            ensure!(subjects.contains(&format!("{topic}-{side}")), "{topic}-{side} is not registered: {subjects:?}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_that_the_registry_refuses_stops_its_table_and_loses_nothing() -> Result<()> {
     let mapping =
@@ -335,7 +369,8 @@ async fn a_schema_that_the_registry_refuses_stops_its_table_and_loses_nothing() 
     let outcome = stage.home.command(&["check"])?;
     let told = outcome.stdout + &outcome.stderr;
     ensure!(!outcome.status.success() && told.contains("invalid peer certificate"), "check says {told}");
-    stage.configure(&over_tls(&certificates.root, ""), &mappings)?;
+    let beside = "provide_transaction_metadata = true\nheartbeat_interval = \"200ms\"";
+    stage.configure(&over_tls(&certificates.root, beside), &mappings)?;
     stage.home.setup()?;
     ensure!(proxy.greeted() > 0, "nobody asked over TLS");
 
@@ -348,7 +383,13 @@ async fn a_schema_that_the_registry_refuses_stops_its_table_and_loses_nothing() 
     stage.catch_up(&mut daemon, &["streaming", "quarantined"]).await?;
     let status = daemon.status()?.to_string();
     ensure!(status.contains("src.public.refused-value"), "the status says {status}");
+    eventually(SOON, "a heartbeat comes", async || {
+        let beats = stage.records("__debezium-heartbeat.src")?.len();
+        Ok(if beats > 0 { Look::Yes(()) } else { Look::NotYet("none".to_owned()) })
+    })
+    .await?;
     daemon.terminate()?;
+    what_is_of_no_row_is_told(&stage)?;
     assert_eq!(stage.messages("src.public.taken")?.iter().map(Message::op).collect::<Vec<_>>(), ["r", "c"]);
     assert_eq!(stage.records("src.public.refused")?, []);
 

@@ -9,6 +9,9 @@
 //! registry  schemas go in, their numbers come back              ─┤                                         │
 //! partition which partition a key belongs to                    ─┴─▶ topics     create, count, read back  ─┴─▶ cluster
 //! ```
+//!
+//! Beside rows, if asked: `transactions` tells where each begins and ends and numbers its events, `heartbeat` that we are there;
+//! both by a channel of `beside`.
 
 pub mod address;
 mod admit;
