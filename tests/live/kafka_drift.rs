@@ -151,7 +151,7 @@ impl Stage {
     async fn quarantined(&self, daemon: &Daemon, table: &str, words: &[&str]) -> Result<()> {
         let what = format!("{table} is quarantined");
         let reason = eventually(SOON, &what, async || {
-            let states = self.records("tailwater.state")?;
+            let states = self.records("tailwater.state-events-src")?;
             let is_its = |record: &&Record| record.text().0.is_some_and(|key| key.ends_with(&format!(".{table}\"}}")));
             let last: Value =
                 states.iter().rev().find(is_its).map_or(Ok(Value::Null), |record| {
@@ -369,7 +369,7 @@ async fn what_cannot_be_followed_quarantines_its_table_and_comes_back() -> Resul
     stage.home.setup()?;
     let key = "{\"kind\":\"table\",\"source\":\"src\",\"target\":\"\\\"src.public\\\".keyless\"}";
     let mut kcat = Command::new("kcat");
-    kcat.args(["-P", "-Z", "-K", "|", "-t", "tailwater.state", "-b", &stage.kafka.bootstrap()]).stdin(Stdio::piped());
+    kcat.args(["-P", "-Z", "-K", "|", "-t", "tailwater.state-events-src", "-b", &stage.kafka.bootstrap()]).stdin(Stdio::piped());
     let mut kcat = kcat.spawn()?;
     writeln!(kcat.stdin.take().context("stdin")?, "{key}|")?;
     ensure!(kcat.wait()?.success(), "kcat");
