@@ -77,6 +77,15 @@ enum Broken {
     Fenced,
 }
 
+/// A table that is in, and joins the stream by itself.
+struct Filled {
+    plan_index: usize,
+    /// The copy's point.
+    lsn: Lsn,
+    /// Where it ended.
+    until: Lsn,
+}
+
 impl From<SnapshotError> for Broken {
     fn from(error: SnapshotError) -> Self {
         Broken::Again(format!("source: {}", chain(&error)))
@@ -91,12 +100,19 @@ pub async fn run(mut job: CopyJob, hold: Hold, joined: mpsc::Sender<Tables>) -> 
         if *job.stop.borrow() {
             return End::Stopped;
         }
-        let mut stop = job.stop.clone();
+        let (mut stop, mut filled) = (job.stop.clone(), Vec::new());
         let attempt = tokio::select! {
-            attempt = attempt(&job, &hold, &mut anew) => attempt,
+            attempt = attempt(&job, &hold, &mut anew, &mut filled) => attempt,
             _ = stop.changed() => return End::Stopped,
         };
+        for Filled { plan_index, lsn, until } in filled {
+            job.plans.retain(|&plan| plan != plan_index);
+            let hold = job.shared.journal.hold("catch up");
+            hold.set(lsn);
+            let _ = joined.send(Tables { plans: vec![plan_index], lsn, until, hold }).await;
+        }
         match attempt {
+            Ok(_) if job.plans.is_empty() => return End::Stopped,
             Ok((lsn, until)) => {
                 let tables = Tables { plans: std::mem::take(&mut job.plans), lsn, until, hold };
                 // Nobody receives only when the daemon is on its way out.
@@ -139,11 +155,16 @@ pub async fn run(mut job: CopyJob, hold: Hold, joined: mpsc::Sender<Tables>) -> 
 }
 
 /// One attempt at all tables. Answers where they stand and from where on they are whole.
-async fn attempt(job: &CopyJob, hold: &Hold, anew: &mut BTreeSet<usize>) -> Result<(Lsn, Lsn), Broken> {
+async fn attempt(
+    job: &CopyJob,
+    hold: &Hold,
+    anew: &mut BTreeSet<usize>,
+    filled: &mut Vec<Filled>,
+) -> Result<(Lsn, Lsn), Broken> {
     match job.link.address {
         SinkAddress::Postgres(_) => copy_all(job, hold, anew).await,
         SinkAddress::ClickHouse(..) => clickhouse::copy_all(job, hold).await,
-        SinkAddress::Kafka(_) => kafka::copy_all(job, hold).await,
+        SinkAddress::Kafka(_) => kafka::copy_all(job, hold, filled).await,
     }
 }
 

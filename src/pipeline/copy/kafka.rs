@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use tokio_postgres::Client;
 use tracing::info;
 
-use super::{Broken, CopyJob};
+use super::{Broken, CopyJob, Filled};
 use crate::journal::Hold;
 use crate::lsn::Lsn;
 use crate::pipeline::drift::watch::is_planned;
@@ -18,8 +18,8 @@ use crate::sink::state::TableState;
 use crate::source::layout::read_layouts;
 use crate::source::snapshot::{self, Chunk, Leaf, Snapshot};
 
-/// One attempt at all tables.
-pub(super) async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), Broken> {
+/// One attempt at all tables. Those that came through are `filled`, whatever becomes of the others: their messages are told.
+pub(super) async fn copy_all(job: &CopyJob, hold: &Hold, filled: &mut Vec<Filled>) -> Result<(Lsn, Lsn), Broken> {
     let SinkAddress::Kafka(cluster) = &job.link.address else {
         return Err(Broken::Again("the sink is not Kafka".to_owned()));
     };
@@ -46,6 +46,7 @@ pub(super) async fn copy_all(job: &CopyJob, hold: &Hold) -> Result<(Lsn, Lsn), B
         whole_from = whole_from.max(until);
         job.observed.table_state(plan_index, TableState::Catchup);
         job.observed.copied(plan_index);
+        filled.push(Filled { plan_index, lsn, until });
     }
     Ok((lsn, whole_from))
 }
