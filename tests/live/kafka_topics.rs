@@ -126,7 +126,7 @@ const TOPICS: &[(&str, &str)] = &[
     ("kept", "tables = \"public.kept\"\nformat = \"json\"\ntombstones = false"),
     (
         "orders",
-        "tables = [\"public.orders\", \"public.docs\", \"public.flips\"]\nexclude = \"*.secret\"\n\
+        "tables = [\"public.orders\", \"public.docs\", \"public.flips\"]\nexclude = \"*.*.secret\"\n\
          where = { \"public.orders\" = \"status <> 'draft' AND total >= 10\", \"public.docs\" = \"body <> 'none'\", \
          \"public.flips\" = \"shown\" }",
     ),
@@ -380,6 +380,10 @@ async fn too_large_messages_follow_on_error_and_nothing_else_suffers() -> Result
     stage.source.execute(DATABASE, many).await?;
     stage.catch_up(&mut daemon).await?;
     ensure!(ids(&stage, "theirs")?.len() == 300);
+    ensure!(
+        daemon.log().contains("a batch was longer than the topic takes"),
+        "no batch was too long, so nothing was shown"
+    );
 
     // Beyond the topic's limit, and among others of the same transaction.
     let sql = "BEGIN; INSERT INTO fine VALUES (1, 'before'); INSERT INTO theirs VALUES (500, 'small'), (501, noise(60000)); \
