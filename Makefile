@@ -7,7 +7,7 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint deps deps-demo
+.PHONY: help demo test bench lint deps deps-demo deps-bench
 
 help:
 	@sed -n 's/^# \(make .*\|   .*\)/\1/p' Makefile
@@ -18,6 +18,9 @@ deps:
 deps-demo:
 	@tests/install.sh demo
 
+deps-bench:
+	@KAFKA=1 tests/install.sh demo
+
 demo: deps-demo
 	@echo "demo: building (some minutes when cold), then running; DEMO_SECONDS=20 ends it by itself"
 	@exec $(CARGO) run --locked -- demo $(if $(KAFKA),--kafka)
@@ -26,7 +29,7 @@ test: deps
 	@echo "test: building and running tests/fast (no services) and tests/live (private Postgres clusters)"
 	@$(CARGO) test --locked
 
-bench: deps-demo
+bench: deps-bench
 	@$(CARGO) bench --locked --bench drain
 
 lint:

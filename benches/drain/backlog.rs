@@ -8,6 +8,8 @@ use tailwater::lsn::Lsn;
 
 use crate::Part;
 use crate::clickhouse::Stage;
+use crate::drain::Way;
+use crate::kafka;
 use crate::servers::{
     Servers, TAILWATER_SLOT, copy_pipe, drop_database, drop_slot, keep_as_template, program, terminate,
 };
@@ -42,6 +44,9 @@ BEGIN
         IF i % 100 = 0 THEN COMMIT; END IF;
     END LOOP;
 END $$";
+
+/// Without a key; rows are only inserted.
+pub const HISTORY: &str = "pgbench_history";
 
 /// pgbench's scale: a million accounts, 100 tellers, 10 branches.
 const PGBENCH_SCALE: u32 = 10;
@@ -89,12 +94,12 @@ impl Backlog {
             database: "backlog_b",
             changes: transactions * 4,
             transactions,
-            tables: &["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"],
+            tables: &["pgbench_accounts", "pgbench_branches", "pgbench_tellers", HISTORY],
             sums: &[
                 ("pgbench_accounts", &["aid", "abalance"]),
                 ("pgbench_branches", &["bid", "bbalance"]),
                 ("pgbench_tellers", &["tid", "tbalance"]),
-                ("pgbench_history", &["aid", "delta"]),
+                (HISTORY, &["aid", "delta"]),
             ],
             mapping: "[table.\"public.pgbench_accounts\"]\nfrom = \"public.pgbench_accounts\"\ncolumns = \"*\"\n\n\
                       [table.\"public.pgbench_branches\"]\nfrom = \"public.pgbench_branches\"\ncolumns = \"*\"\n\n\
@@ -112,8 +117,15 @@ impl Backlog {
         )
     }
 
-    /// Brings both sinks to where the backlog begins, keeps them as templates, and writes the backlog.
-    pub async fn prepare<'a>(&'a self, servers: &Servers, clickhouse: bool) -> Result<Written<'a>> {
+    /// The same tables for Kafka.
+    pub fn topics(&self) -> String {
+        let tables: Vec<String> = self.tables.iter().map(|table| format!("\"public.{table}\"")).collect();
+        let key = self.tables.contains(&HISTORY).then_some("key = { \"public.pgbench_history\" = [\"aid\"] }\n");
+        kafka::mapping(&format!("{}, \"public.marker\"", tables.join(", ")), key.unwrap_or_default())
+    }
+
+    /// Brings all sinks to where the backlog begins, keeps them as templates, and writes the backlog.
+    pub async fn prepare<'a>(&'a self, servers: &Servers, ways: &[Way]) -> Result<Written<'a>> {
         eprintln!("bench: writing backlog {}", self.name);
         let database = self.database;
         for cluster in [&servers.source, &servers.native, &servers.tailwater] {
@@ -145,14 +157,24 @@ impl Backlog {
         servers.native.execute(database, "VACUUM ANALYZE").await?;
         keep_as_template(&servers.native, database).await?;
 
-        let clickhouse = if clickhouse { Some(Stage::prepare(servers, self).await?) } else { None };
+        let clickhouse =
+            if ways.contains(&Way::ClickHouse) { Some(Stage::prepare(servers, self).await?) } else { None };
+        let kafka = if ways.contains(&Way::Kafka) { Some(kafka::Stage::prepare(servers, self).await?) } else { None };
         self.write(servers, &source).await?;
         source.execute("INSERT INTO marker VALUES (1)", &[]).await?;
         let end = flushed(&source).await?;
         servers.settle().await?;
         let digest = self.digest(&source).await?;
         let stream_bytes = stream_bytes(&source).await?;
-        Ok(Written { backlog: self, home, end, stream_bytes, digest, clickhouse: Mutex::new(clickhouse) })
+        Ok(Written {
+            backlog: self,
+            home,
+            end,
+            stream_bytes,
+            digest,
+            clickhouse: Mutex::new(clickhouse),
+            kafka: Mutex::new(kafka),
+        })
     }
 
     /// pgbench makes its tables itself, on either side; only the source's are filled.
@@ -223,8 +245,9 @@ pub struct Written<'a> {
     /// What a reader is sent until then.
     pub stream_bytes: f64,
     digest: String,
-    /// If it is among the ways.
+    /// If they are among the ways.
     pub clickhouse: Mutex<Option<Stage>>,
+    pub kafka: Mutex<Option<kafka::Stage>>,
 }
 
 impl Written<'_> {

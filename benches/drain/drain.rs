@@ -24,6 +24,8 @@ pub enum Way {
     /// tailwater into ClickHouse.
     #[value(name = "clickhouse")]
     ClickHouse,
+    /// tailwater into Kafka, as Debezium's JSON.
+    Kafka,
     /// `pg_recvlogical` to /dev/null.
     Recvlogical,
     /// tailwater's own connection, the bytes thrown away.
@@ -43,10 +45,15 @@ pub struct Measure {
     /// CPU seconds of the apply worker, or of tailwater's sessions at its sink.
     pub sink_cpu: f64,
     pub peak_mib: f64,
-    /// The most memory of a ClickHouse server, the inserts that it took, and the parts that its tables had at the end.
+    /// The most memory of a ClickHouse server or a Kafka broker, the inserts that it took, and the parts that its tables had at the
+    /// end.
     pub sink_peak_mib: f64,
     pub inserts: f64,
     pub parts: f64,
+    /// What came into Kafka: messages, their keys and values in bytes, and what the topics' logs grew by.
+    pub messages: f64,
+    pub message_bytes: f64,
+    pub log_bytes: f64,
 }
 
 /// Every measurement of one way.
@@ -81,6 +88,10 @@ async fn once(servers: &Servers, written: &Written<'_>, way: Way) -> Result<Meas
         Way::ClickHouse => {
             let mut stage = written.clickhouse.lock().await;
             stage.as_mut().context("ClickHouse was prepared")?.drain(servers, written).await
+        }
+        Way::Kafka => {
+            let mut stage = written.kafka.lock().await;
+            stage.as_mut().context("Kafka was prepared")?.drain(servers, written).await
         }
         Way::Recvlogical | Way::Wire | Way::Journal => {
             servers.copy_slot(database, "reader").await?;

@@ -9,6 +9,9 @@ mod clickhouse;
 mod clickhouse_copy;
 mod cpu;
 mod drain;
+mod kafka;
+mod kafka_copy;
+mod kafka_reader;
 mod latency;
 mod readers;
 mod report;
@@ -36,6 +39,8 @@ enum Part {
     /// The same into ClickHouse.
     #[value(name = "clickhouse-snapshot")]
     ClickHouseSnapshot,
+    /// The same into Kafka.
+    KafkaSnapshot,
 }
 
 /// tailwater beside native logical replication: backlogs, latency, snapshot.
@@ -55,10 +60,10 @@ struct Args {
         long,
         env = "TAILWATER_BENCH_ONLY",
         value_delimiter = ',',
-        default_value = "a,b,latency,snapshot,clickhouse-snapshot"
+        default_value = "a,b,latency,snapshot,clickhouse-snapshot,kafka-snapshot"
     )]
     only: Vec<Part>,
-    /// Drains only by these ways.
+    /// Drains, and latency, only by these ways.
     #[arg(long, env = "TAILWATER_BENCH_WAYS", value_delimiter = ',')]
     ways: Vec<Way>,
     /// Lets the native subscription stream binary values too; by default it is as CREATE SUBSCRIPTION makes it.
@@ -90,7 +95,7 @@ async fn run(args: Args) -> Result<()> {
         if !args.only.contains(&backlog.part) {
             continue;
         }
-        let written = backlog.prepare(&servers, ways.contains(&Way::ClickHouse)).await?;
+        let written = backlog.prepare(&servers, &ways).await?;
         for &transport in &args.transport {
             servers.transport = transport;
             let drains = drain::rounds(&servers, &written, &ways, args.rounds).await?;
@@ -101,7 +106,7 @@ async fn run(args: Args) -> Result<()> {
     }
     servers.transport = args.transport.first().copied().unwrap_or(Transport::Socket);
     if args.only.contains(&Part::Latency) {
-        let latencies = latency::measure(&servers, args.scale).await?;
+        let latencies = latency::measure(&servers, args.scale, &ways).await?;
         report::latencies(&latencies);
         json.insert("latency".to_owned(), serde_json::to_value(&latencies)?);
     }
@@ -114,6 +119,11 @@ async fn run(args: Args) -> Result<()> {
         let copies = clickhouse_copy::rounds(&servers, args.scale, args.rounds).await?;
         report::clickhouse_snapshot(&copies);
         json.insert("clickhouse snapshot".to_owned(), serde_json::to_value(&copies)?);
+    }
+    if args.only.contains(&Part::KafkaSnapshot) {
+        let copies = kafka_copy::rounds(&servers, args.scale, args.rounds).await?;
+        report::kafka_snapshot(&copies);
+        json.insert("kafka snapshot".to_owned(), serde_json::to_value(&copies)?);
     }
     servers.end()?;
     println!("\n{:.0} s in all", began.elapsed().as_secs_f64());

@@ -3,6 +3,7 @@
 use crate::backlog::Written;
 use crate::clickhouse_copy::ClickHouseCopies;
 use crate::drain::{Drains, Measure, Way};
+use crate::kafka_copy::KafkaCopies;
 use crate::latency::Latencies;
 use crate::servers::Transport;
 use crate::snapshot::Copies;
@@ -34,6 +35,7 @@ fn name(way: Way) -> &'static str {
         Way::Native => "native logical replication",
         Way::Tailwater => "tailwater",
         Way::ClickHouse => "tailwater into ClickHouse",
+        Way::Kafka => "tailwater into Kafka",
         Way::Recvlogical => "reading: pg_recvlogical",
         Way::Wire => "reading: tailwater's connection",
         Way::Journal => "reading: into the journal",
@@ -76,6 +78,9 @@ pub fn drains(written: &Written<'_>, transport: Transport, drains: &[Drains]) {
     for drain in drains.iter().filter(|drain| drain.way == Way::ClickHouse) {
         println!("ClickHouse {}", server_side(&drain.measures));
     }
+    for drain in drains.iter().filter(|drain| drain.way == Way::Kafka) {
+        println!("Kafka {}", broker_side(&drain.measures));
+    }
     let seconds = |way: Way| {
         let found = drains.iter().find(|drain| drain.way == way);
         found.map_or(f64::NAN, |drain| median(&drain.measures, |measure| measure.seconds))
@@ -83,6 +88,12 @@ pub fn drains(written: &Written<'_>, transport: Transport, drains: &[Drains]) {
     let clickhouse = seconds(Way::ClickHouse) / seconds(Way::Recvlogical);
     if clickhouse.is_finite() {
         println!("into ClickHouse / pg_recvlogical {clickhouse:.2} (aim 1.20)");
+    }
+    for (than, way) in [("pg_recvlogical", Way::Recvlogical), ("native", Way::Native)] {
+        let kafka = seconds(Way::Kafka) / seconds(way);
+        if kafka.is_finite() {
+            println!("into Kafka / {than} {kafka:.2}");
+        }
     }
     let own = seconds(Way::Tailwater);
     let reading = seconds(Way::Wire);
@@ -101,6 +112,18 @@ fn server_side(measures: &[Measure]) -> String {
         median(measures, |measure| measure.inserts),
         median(measures, |measure| measure.inserts / measure.seconds),
         median(measures, |measure| measure.parts),
+        median(measures, |measure| measure.sink_peak_mib),
+    )
+}
+
+/// What a Kafka broker got meanwhile.
+fn broker_side(measures: &[Measure]) -> String {
+    format!(
+        "took {:.0} messages of {:.0} MB in keys and values, {:.1} MB/s; its logs grew by {:.0} MB; peak {:.0} MiB",
+        median(measures, |measure| measure.messages),
+        median(measures, |measure| measure.message_bytes / 1e6),
+        median(measures, |measure| measure.message_bytes / measure.seconds / 1e6),
+        median(measures, |measure| measure.log_bytes / 1e6),
         median(measures, |measure| measure.sink_peak_mib),
     )
 }
@@ -180,4 +203,34 @@ pub fn clickhouse_snapshot(copies: &ClickHouseCopies) {
     let seconds = |measures: &[Measure]| median(measures, |measure| measure.seconds);
     let ratio = seconds(&copies.table_function) / seconds(&copies.tailwater);
     println!("tailwater's rate / postgresql()'s {ratio:.2}");
+}
+
+pub fn kafka_snapshot(copies: &KafkaCopies) {
+    println!(
+        "\nSnapshot of {} rows of 10 columns, {:.0} MB at the source, into Kafka; over TCP",
+        copies.rows,
+        copies.bytes / 1e6
+    );
+    println!(
+        "{:<42}{:>22}{:>12}{:>8}{:>9}{:>9}{:>9}{:>10}",
+        "", "seconds", "rows/s", "MB/s", "source", "process", "sink", "peak MiB"
+    );
+    let ways =
+        [("tailwater, start to streaming", &copies.tailwater), ("psql COPY > /dev/null, binary", &copies.reading)];
+    for (name, measures) in ways {
+        let (seconds, least, most) = spread(measures.iter().map(|measure| measure.seconds).collect());
+        println!(
+            "{name:<42}{:>22}{:>12.0}{:>8.1}{:>9.2}{:>9}{:>9}{:>10}",
+            format!("{seconds:.2} ({least:.2}–{most:.2})"),
+            copies.rows as f64 / seconds,
+            copies.bytes / seconds / 1e6,
+            median(measures, |measure| measure.source_cpu),
+            unless_zero(median(measures, |measure| measure.own_cpu), 2),
+            unless_zero(median(measures, |measure| measure.sink_cpu), 2),
+            unless_zero(median(measures, |measure| measure.peak_mib), 0),
+        );
+    }
+    println!("Kafka {}", broker_side(&copies.tailwater));
+    let seconds = |measures: &[Measure]| median(measures, |measure| measure.seconds);
+    println!("tailwater / reading alone {:.2}", seconds(&copies.tailwater) / seconds(&copies.reading));
 }

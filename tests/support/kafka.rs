@@ -76,6 +76,7 @@ const JVM: &[&str] = &[
 #[derive(Clone, Default)]
 pub struct Options {
     properties: Vec<(String, String)>,
+    jvm: Option<&'static [&'static str]>,
     certificates: Option<Certificates>,
     proxy_port: Option<u16>,
 }
@@ -83,6 +84,12 @@ pub struct Options {
 impl Options {
     pub fn set(mut self, name: &str, value: &str) -> Options {
         self.properties.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Another JVM than the small one that is quick to start.
+    pub fn jvm(mut self, flags: &'static [&'static str]) -> Options {
+        self.jvm = Some(flags);
         self
     }
 
@@ -151,7 +158,7 @@ impl Kafka {
         let mut text = format!(
             "listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}\nadvertised.listeners={advertised}\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\nlog.dirs={}\n",
-            self.scratch.path().join("data").display()
+            self.directory().display()
         );
         for (name, value) in PROPERTIES {
             writeln!(text, "{name}={value}")?;
@@ -215,7 +222,7 @@ impl Kafka {
         ensure!(self.child.is_none(), "Kafka runs already");
         let said_before = self.log().len();
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = java()?;
+        let mut command = java_with(self.options.jvm.unwrap_or(JVM))?;
         command.arg("kafka.Kafka").arg(self.properties()).current_dir(self.scratch.path());
         self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn().context("start Kafka")?);
         let outcome = self.wait_until_ready(said_before);
@@ -269,6 +276,11 @@ impl Kafka {
 
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Where its topics are.
+    pub fn directory(&self) -> PathBuf {
+        self.scratch.path().join("data")
     }
 
     /// Where a client that needs no password begins: `bootstrap.servers`.
@@ -358,11 +370,15 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
 
 /// A JVM with Kafka's jars, still without a class to run.
 fn java() -> Result<Command> {
+    java_with(JVM)
+}
+
+fn java_with(flags: &[&str]) -> Result<Command> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
     let jars = target.join("kafka");
     ensure!(jars.join("installed").exists(), "no Kafka below {}: run tests/install.sh test", target.display());
     let mut command = Command::new("java");
-    command.args(JVM).arg("-cp").arg(jars.join("*"));
+    command.args(flags).arg("-cp").arg(jars.join("*"));
     Ok(command)
 }
