@@ -413,26 +413,6 @@ impl Applier {
         }
     }
 
-    /// What a batch's failure means for the session: it never goes on.
-    async fn failed(&mut self, session: &Session, error: ApplyError) -> Result<(), Over> {
-        match error {
-            ApplyError::Transient { message } => {
-                self.observed.error(Stage::Apply, "transient", &self.link.name, &message);
-                warn!(sink = %self.link.name, error = %message, "batch not applied, will be tried again");
-                Err(Over::Again { wait: true })
-            }
-            ApplyError::Fenced { .. } => Err(Over::End(End::fenced(&self.link.name))),
-            ApplyError::Fatal { message } => {
-                self.observed.error(Stage::Apply, "fatal", &self.link.name, &message);
-                Err(Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))
-            }
-            ApplyError::Table { plan_index, code, message } => {
-                let reached = session.builder.reached().end_lsn.max(session.sent.end_lsn);
-                self.table_failed(plan_index, code.as_deref(), &message, reached).await
-            }
-        }
-    }
-
     fn prove(&mut self, durable: &Durable) {
         let end_lsn = durable.checkpoint().end_lsn;
         self.hold.set(end_lsn);

@@ -369,7 +369,8 @@ async fn what_cannot_be_followed_quarantines_its_table_and_comes_back() -> Resul
     stage.home.setup()?;
     let key = "{\"kind\":\"table\",\"source\":\"src\",\"target\":\"\\\"src.public\\\".keyless\"}";
     let mut kcat = Command::new("kcat");
-    kcat.args(["-P", "-Z", "-K", "|", "-t", "tailwater.state-events-src", "-b", &stage.kafka.bootstrap()]).stdin(Stdio::piped());
+    kcat.args(["-P", "-Z", "-K", "|", "-t", "tailwater.state-events-src", "-b", &stage.kafka.bootstrap()])
+        .stdin(Stdio::piped());
     let mut kcat = kcat.spawn()?;
     writeln!(kcat.stdin.take().context("stdin")?, "{key}|")?;
     ensure!(kcat.wait()?.success(), "kcat");

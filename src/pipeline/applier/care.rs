@@ -25,6 +25,26 @@ pub(super) enum Care {
 }
 
 impl Applier {
+    /// What a batch's failure means for the session: it never goes on.
+    pub(super) async fn failed(&mut self, session: &Session, error: ApplyError) -> Result<(), Over> {
+        match error {
+            ApplyError::Transient { message } => {
+                self.observed.error(Stage::Apply, "transient", &self.link.name, &message);
+                warn!(sink = %self.link.name, error = %message, "batch not applied, will be tried again");
+                Err(Over::Again { wait: true })
+            }
+            ApplyError::Fenced { .. } => Err(Over::End(End::fenced(&self.link.name))),
+            ApplyError::Fatal { message } => {
+                self.observed.error(Stage::Apply, "fatal", &self.link.name, &message);
+                Err(Over::End(End::Failed(format!("sink \"{}\": {message}", self.link.name))))
+            }
+            ApplyError::Table { plan_index, code, message } => {
+                let reached = session.builder.reached().end_lsn.max(session.sent.end_lsn);
+                self.table_failed(plan_index, code.as_deref(), &message, reached).await
+            }
+        }
+    }
+
     pub(super) fn limits(&self) -> BatchLimits {
         let config = &self.link.config;
         let fast = BatchLimits { rows: config.batch_rows_max, bytes: config.batch_bytes_max, commits: u64::MAX };
