@@ -152,7 +152,10 @@ impl Source {
         };
         let _ = tokio::time::timeout(deadline, finished).await;
         shared.stream.stop();
-        let _ = tokio::time::timeout(Duration::from_secs(2), ended).await;
+        // It may have ended before all this, and told so.
+        if !ended.is_terminated() {
+            let _ = tokio::time::timeout(Duration::from_secs(2), ended).await;
+        }
         drop(kept);
         end
     }

@@ -131,3 +131,15 @@ async fn daemon_that_slept_through_a_takeover_writes_nothing() -> Result<()> {
     ensure!(ended.is_none_or(|code| code == 17), "the first daemon ended with {ended:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn daemon_whose_source_is_away_stops_when_it_is_told_to() -> Result<()> {
+    let (mut pair, mut daemon) = pair("away", Options::default()).await?;
+    pair.source.kill9();
+    eventually(SOON, "the daemon connects again", async || {
+        let tries = daemon.metric("tailwater_reconnects_total")?;
+        Ok(if tries > 0.0 { Look::Yes(()) } else { Look::NotYet(format!("{tries} times")) })
+    })
+    .await?;
+    daemon.terminate()
+}

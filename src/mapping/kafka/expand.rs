@@ -59,14 +59,14 @@ fn named_tables(file: &MappingFile, topic: &TopicMapping, source: &str, meant: &
     }
 }
 
-/// A slip of the hand in `exclude` would send what must not be sent.
+/// A slip of the hand in `exclude` would send what must not be sent. It may also mean a column that comes later, or is gone.
 fn named_columns(file: &MappingFile, topic: &TopicMapping, source: &str, catalog: &Catalog, findings: &mut Findings) {
     for pattern in topic.include.iter().flatten().chain(&topic.exclude) {
         let mut columns =
             catalog.tables.iter().flat_map(|table| table.columns.iter().map(move |column| (table, column)));
         if !columns.any(|(table, column)| pattern.value.matches(&path(table, &column.name))) {
             let message = format!("no column of source \"{source}\" is meant by this");
-            let finding = Finding::error("unknown-column", message).at(&file.file, pattern.span.clone());
+            let finding = Finding::warning("unknown-column", message).at(&file.file, pattern.span.clone());
             findings.push(finding.hint("names are \"schema.table.column\"; `*` stands for any characters."));
         }
     }
