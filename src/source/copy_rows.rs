@@ -28,6 +28,12 @@ impl CopyRows {
     }
 }
 
+/// The same room for the cells of another message.
+pub fn emptied<'a>(mut cells: Vec<Cell<'_>>) -> Vec<Cell<'a>> {
+    cells.clear();
+    cells.into_iter().map(|_| Cell::Null).collect()
+}
+
 /// What is left of one message.
 pub struct MessageRows<'a> {
     rest: &'a [u8],
@@ -69,6 +75,15 @@ impl<'a> MessageRows<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_of_cells_is_kept_between_messages() {
+        let (cells, message) = (Vec::with_capacity(100), vec![1, 2]);
+        let mut cells = emptied(cells);
+        cells.push(Cell::Binary(&message));
+        let room = emptied(cells);
+        assert!(room.is_empty() && room.capacity() >= 100);
+    }
 
     fn header() -> Vec<u8> {
         [b"PGCOPY\n\xff\r\n\0".as_slice(), &[0; 8]].concat()

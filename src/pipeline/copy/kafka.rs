@@ -98,14 +98,15 @@ impl Copying {
     fn report(&self, job: &CopyJob, rows: u64) {
         let copied = self.copied.fetch_add(rows, Ordering::Relaxed) + rows;
         job.observed.copying(self.plan_index, copied, self.estimated.max(copied));
+        job.observed.tables[self.plan_index].snapshot_rows.inc_by(rows);
     }
 
     /// One connection takes chunk after chunk.
     async fn run(&self, job: &CopyJob, loader: &KafkaLoader, reader: &Client) -> Result<(), Broken> {
+        let failed = |error| broken(job, self.plan_index, error);
+        let mut lane = loader.lane(reader).map_err(failed)?;
         while let Some(chunk) = self.chunks.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            let loaded = loader.load(chunk, reader, |rows| self.report(job, rows)).await;
-            let rows = loaded.map_err(|error| broken(job, self.plan_index, error))?;
-            job.observed.tables[self.plan_index].snapshot_rows.inc_by(rows);
+            lane.load(chunk, |rows| self.report(job, rows)).await.map_err(failed)?;
         }
         Ok(())
     }

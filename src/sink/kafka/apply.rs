@@ -110,7 +110,7 @@ impl KafkaSink {
             counted.await.map_err(|failure| apply_error(&failure))?;
         }
         for message in table.messages().map_err(at_table)?.messages(sent, at.now) {
-            message.send(&mut self.producer).await.map_err(|failure| apply_error(&failure))?;
+            message.send(&self.producer).await.map_err(|failure| apply_error(&failure))?;
         }
         Ok(())
     }

@@ -182,7 +182,7 @@ pub struct Message<'m> {
 impl Message<'_> {
     /// # Errors
     /// The producer does not take it.
-    pub async fn send(&self, producer: &mut Producer) -> Result<(), KafkaFailure> {
+    pub async fn send(&self, producer: &Producer) -> Result<(), KafkaFailure> {
         let headers = self.headers.map(|header| header.unwrap_or_default());
         let count = self.headers.iter().filter(|header| header.is_some()).count();
         let record = Record {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use tokio::sync::Mutex;
+use tokio_postgres::Client;
 
 use super::cluster::Cluster;
 use super::encode::Messages;
@@ -17,7 +17,7 @@ use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 use crate::mapping::plan::Plan;
 use crate::sink::state::{TableState, name_text};
-use crate::source::copy_rows::{CopyRows, CutShort};
+use crate::source::copy_rows::{CopyRows, CutShort, emptied};
 use crate::source::snapshot::Chunk;
 
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,9 @@ impl From<RegistryError> for LoadError {
     }
 }
 
+/// Rows between two reports of how far a copy is.
+const REPORT_ROWS: u64 = 4_096;
+
 /// Loads one table, all of it in one transaction.
 pub struct KafkaLoader {
     source: String,
@@ -76,8 +79,8 @@ pub struct KafkaLoader {
     database: String,
     schemas: Option<SchemaIds>,
     cluster: Arc<Cluster>,
-    /// Shared by the connections that read; each sends a row at a time.
-    producer: Mutex<Producer>,
+    /// Shared by the connections that read.
+    producer: Producer,
 }
 
 impl KafkaLoader {
@@ -118,47 +121,17 @@ impl KafkaLoader {
             database: stored.identity.database,
             schemas,
             cluster,
-            producer: Mutex::new(producer),
+            producer,
         })
     }
 
-    /// Copies one chunk. Answers the rows.
+    /// The way of one reader's rows to the topic.
     ///
     /// # Errors
-    /// Either end refuses, or a row cannot be written.
-    pub async fn load(
-        &self,
-        chunk: &Chunk,
-        reader: &tokio_postgres::Client,
-        report: impl Fn(u64),
-    ) -> Result<u64, LoadError> {
-        let sql = format!(
-            "COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)",
-            self.select,
-            chunk.table.quoted(),
-            chunk.condition()
-        );
-        let rows = reader.copy_out(&sql).await.map_err(LoadError::Source)?;
-        let mut rows = Box::pin(rows);
-        let mut messages = Messages::new(&self.plan, &self.database, self.schemas).map_err(LoadError::Row)?;
-        let (mut taken, mut copy, now) = (0, CopyRows::default(), UnixMicros::now());
-        while let Some(message) = rows.next().await {
-            let message = message.map_err(LoadError::Source)?;
-            let (mut rows, mut cells, mut count) = (copy.message(&message)?, Vec::new(), 0);
-            while rows.next(&mut cells)? {
-                count += 1;
-                if messages.takes(&cells).map_err(LoadError::Row)? {
-                    let message = messages.read(&cells, self.lsn, now).map_err(LoadError::Row)?;
-                    let sent = message.send(&mut *self.producer.lock().await).await;
-                    if let Err(failure) = sent {
-                        return Err(self.cluster.judge(failure).await.into());
-                    }
-                }
-            }
-            taken += count;
-            report(count);
-        }
-        Ok(taken)
+    /// See [`Messages::new`].
+    pub fn lane<'a>(&'a self, reader: &'a Client) -> Result<Lane<'a>, LoadError> {
+        let messages = Messages::new(&self.plan, &self.database, self.schemas).map_err(LoadError::Row)?;
+        Ok(Lane { loader: self, reader, messages })
     }
 
     /// All chunks of the table are in: they and the table's state become visible at once. It waits to join the stream at
@@ -167,7 +140,7 @@ impl KafkaLoader {
     /// # Errors
     /// The transaction was not committed; nothing of it is seen.
     pub async fn finish(self, until: Lsn, rows: u64) -> Result<(), LoadError> {
-        let mut producer = self.producer.into_inner();
+        let mut producer = self.producer;
         let Some(topic) = &self.plan.topic else { return Err(LoadError::Row("the plan has no topic".to_owned())) };
         let record = TableRecord {
             state: TableState::Catchup,
@@ -191,6 +164,49 @@ impl KafkaLoader {
                 Err(self.cluster.judge(failure).await.into())
             }
         }
+    }
+}
+
+/// Takes chunks by one connection to the source, one after the other.
+pub struct Lane<'a> {
+    loader: &'a KafkaLoader,
+    reader: &'a Client,
+    messages: Messages,
+}
+
+impl Lane<'_> {
+    /// Copies one chunk, and tells of its rows some at a time.
+    ///
+    /// # Errors
+    /// Either end refuses, or a row cannot be written.
+    pub async fn load(&mut self, chunk: &Chunk, report: impl Fn(u64)) -> Result<(), LoadError> {
+        let KafkaLoader { select, producer, lsn, cluster, .. } = self.loader;
+        let (table, condition) = (chunk.table.quoted(), chunk.condition());
+        let sql = format!("COPY (SELECT {select} FROM ONLY {table} WHERE {condition}) TO STDOUT (FORMAT binary)");
+        let rows = self.reader.copy_out(&sql).await.map_err(LoadError::Source)?;
+        let mut rows = Box::pin(rows);
+        let (mut copy, now) = (CopyRows::default(), UnixMicros::now());
+        let (mut taken, mut room) = (0, Vec::new());
+        while let Some(message) = rows.next().await {
+            let message = message.map_err(LoadError::Source)?;
+            let (mut rows, mut cells) = (copy.message(&message)?, emptied(room));
+            while rows.next(&mut cells)? {
+                taken += 1;
+                if self.messages.takes(&cells).map_err(LoadError::Row)? {
+                    let message = self.messages.read(&cells, *lsn, now).map_err(LoadError::Row)?;
+                    if let Err(failure) = message.send(producer).await {
+                        return Err(cluster.judge(failure).await.into());
+                    }
+                }
+            }
+            // A message is a row, mostly.
+            if taken >= REPORT_ROWS {
+                report(std::mem::take(&mut taken));
+            }
+            room = emptied(cells);
+        }
+        report(taken);
+        Ok(())
     }
 }
 

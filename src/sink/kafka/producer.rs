@@ -9,7 +9,8 @@
 //! and one more takes their reports. What blocks runs on tokio's blocking threads, in slices of a second, so that no
 //! executor waits and whoever waits can be dropped. A future that was dropped half-way leaves the producer of no use.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -65,9 +66,9 @@ pub struct Producer {
     /// `message.max.bytes`.
     message_bytes_max: u64,
     /// A record that librdkafka did not take for its length.
-    oversize: Option<Oversize>,
-    /// Records sent, ever.
-    sent: u64,
+    oversize: Mutex<Option<Oversize>>,
+    /// Records sent, ever. Several may send at once.
+    sent: AtomicU64,
 }
 
 type Native = Arc<ThreadedProducer<Reports>>;
@@ -101,8 +102,8 @@ impl Producer {
             began: Instant::now(),
             transaction_timeout: Duration::from_millis(timeout_ms),
             message_bytes_max: address.number("message.max.bytes").unwrap_or(1_000_000),
-            oversize: None,
-            sent: 0,
+            oversize: Mutex::default(),
+            sent: AtomicU64::new(0),
         };
         let outcome = producer.in_slices("connect", within, |native| native.init_transactions(SLICE)).await;
         outcome.map_err(|ended| ended.failure)?;
@@ -115,9 +116,13 @@ impl Producer {
         self.state != State::Unknown && self.native().client().fatal_error().is_none()
     }
 
+    fn refused(&self) -> MutexGuard<'_, Option<Oversize>> {
+        self.oversize.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The message because of which the transaction can only be aborted, if it is for its length.
     pub(super) fn oversize(&self) -> Option<Oversize> {
-        self.oversize.clone().or_else(|| match self.reports().undelivered() {
+        self.refused().clone().or_else(|| match self.reports().undelivered() {
             Some(KafkaFailure::TooLarge(oversize)) => Some(oversize),
             _ => None,
         })
@@ -128,11 +133,11 @@ impl Producer {
         self.state = State::Unknown;
         self.began = Instant::now();
         // Those of an aborted transaction may still be under way.
-        while self.reports().reported() < self.sent && self.began.elapsed() < END_WITHIN {
+        while self.reports().reported() < self.sent.load(Ordering::Relaxed) && self.began.elapsed() < END_WITHIN {
             let _ = timeout(LOOK_EVERY, self.reports().progress.notified()).await;
         }
         self.reports().forget();
-        self.oversize = None;
+        *self.refused() = None;
         let outcome = self.in_slices("begin a transaction", END_WITHIN, |native| native.begin_transaction()).await;
         outcome.map_err(|ended| ended.failure)?;
         self.state = State::Open;
@@ -143,11 +148,11 @@ impl Producer {
     ///
     /// # Errors
     /// Of this record, or of one sent before. Nothing but [`Producer::abort`] is then left to do.
-    pub async fn send(&mut self, record: &Record<'_>) -> Result<(), KafkaFailure> {
+    pub async fn send(&self, record: &Record<'_>) -> Result<(), KafkaFailure> {
         assert_eq!(self.state, State::Open, "records are sent inside a transaction");
         loop {
             let Err((error, _)) = self.native().send(native_record(record)) else {
-                self.sent += 1;
+                self.sent.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             };
             match error {
@@ -161,7 +166,7 @@ impl Producer {
                     let failure = self.judge("send a record", record.topic, &error);
                     let failure = failure.about(record, self.message_bytes_max);
                     if let KafkaFailure::TooLarge(oversize) = &failure {
-                        self.oversize = Some(oversize.clone());
+                        *self.refused() = Some(oversize.clone());
                     }
                     return Err(failure);
                 }
@@ -177,7 +182,7 @@ impl Producer {
     /// whether it was: connect anew and read the checkpoint.
     pub async fn commit(&mut self) -> Result<(), KafkaFailure> {
         assert_eq!(self.state, State::Open, "a transaction is committed that was begun");
-        while self.reports().reported() < self.sent {
+        while self.reports().reported() < self.sent.load(Ordering::Relaxed) {
             self.progress().await?;
         }
         self.delivered().await?;
