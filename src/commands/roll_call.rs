@@ -57,7 +57,8 @@ impl RollCall {
                 sinks.clone().into_iter().map(move |sink| (source.clone(), sink))
             })
         };
-        let pairs = files.iter().filter(|file| !file.tables.is_empty()).flat_map(pair).collect();
+        let pairs =
+            files.iter().filter(|file| !file.tables.is_empty() || file.topic.is_some()).flat_map(pair).collect();
         RollCall { config, pairs, looks: FuturesUnordered::new(), wanted: BTreeMap::new() }
     }
 

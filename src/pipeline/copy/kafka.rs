@@ -10,6 +10,7 @@ use tracing::info;
 use super::{Broken, CopyJob, Filled};
 use crate::journal::Hold;
 use crate::lsn::Lsn;
+use crate::pipeline::drift::COPY_INTO_TOPIC_ANEW;
 use crate::pipeline::drift::watch::is_planned;
 use crate::postgres::error::describe;
 use crate::sink::any::SinkAddress;
@@ -38,7 +39,15 @@ pub(super) async fn copy_all(job: &CopyJob, hold: &Hold, filled: &mut Vec<Filled
     let mut whole_from = lsn;
     for (&plan_index, leaves) in job.plans.iter().zip(&leaves) {
         let loader = KafkaLoader::new(cluster.clone(), &job.link.source, job.epoch, &job.link.plans[plan_index], lsn);
-        let loader = loader.await.map_err(|error| broken(job, plan_index, error))?;
+        let loader = match loader.await {
+            Ok(loader) => loader,
+            // What came since joins it to the stream, if the journal has that.
+            Err(LoadError::There { lsn, until }) if job.shared.journal.reader(lsn).is_ok() => {
+                filled.push(Filled { plan_index, lsn, until });
+                continue;
+            }
+            Err(error) => return Err(broken(job, plan_index, error)),
+        };
         job.observed.table_state(plan_index, TableState::Copying);
         let rows = copy_table(job, plan_index, leaves, &snapshot, &loader).await?;
         let until = snapshot.end(&job.url).await?;
@@ -118,5 +127,12 @@ fn broken(job: &CopyJob, plan_index: usize, error: LoadError) -> Broken {
         LoadError::Source(error) => Broken::Again(format!("source: {}", describe(&error))),
         LoadError::Passing(message) => Broken::Again(format!("sink \"{}\": {message}", job.link.name)),
         LoadError::Row(message) => Broken::Table { plan_index, message },
+        LoadError::There { lsn, .. } => {
+            let message = format!(
+                "its topic has the table as of {lsn}, and the journal, which had what came since, does not any more; its \
+                 rows would be told twice. {COPY_INTO_TOPIC_ANEW}"
+            );
+            Broken::Table { plan_index, message }
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::catalog::quote_ident;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 use crate::mapping::plan::Plan;
-use crate::sink::state::{TableState, name_text};
+use crate::sink::state::{StoredTable, TableState, name_text};
 use crate::source::copy_rows::{CopyRows, CutShort, emptied};
 use crate::source::snapshot::Chunk;
 
@@ -30,6 +30,9 @@ pub enum LoadError {
     /// The topic does not take a row, or a message cannot be made.
     #[error("{0}")]
     Row(String),
+    /// The topic has the table already: a copy was committed of which that was not known.
+    #[error("the topic has the table as of {lsn}")]
+    There { lsn: Lsn, until: Lsn },
     /// Another daemon has taken over and copies by itself.
     #[error("another daemon took over")]
     Fenced,
@@ -104,10 +107,14 @@ impl KafkaLoader {
         // After that: who took over before it has another epoch, and who does later fences this one when it copies.
         let remembered = cluster.read(source).await.map_err(LoadError::Passing)?;
         let stored = remembered.checkpoint.ok_or_else(|| LoadError::Passing("the checkpoint is gone".to_owned()))?;
-        // One who is fenced by now may have brought the table.
-        let is_there = remembered.tables.get(&name_text(&plan.target)).is_some_and(TableRecord::is_filled);
-        if stored.epoch != epoch || is_there {
+        if stored.epoch != epoch {
             return Err(LoadError::Fenced);
+        }
+        // One who is fenced by now may have brought the table, or an attempt of our own whose end nobody told us.
+        let there = remembered.tables.get(&name_text(&plan.target)).filter(|record| record.is_filled());
+        if let Some(record) = there {
+            let StoredTable { lsn, until, .. } = record.stored(plan.target.clone()).map_err(LoadError::Row)?;
+            return Err(LoadError::There { lsn, until });
         }
         let schemas = register_plan(cluster.registry(), plan, &stored.identity.database).await?;
         producer.begin().await?;
