@@ -20,8 +20,8 @@ use crate::sink::kafka::encode::{LSN_HEADER, ORDINAL_HEADER};
 use crate::sink::kafka::state::{CheckpointRecord, StateKey, TableRecord};
 use crate::value::debezium::PLACEHOLDER;
 
-/// Where the daemon keeps its checkpoint, unless told otherwise.
-pub const STATE_TOPIC: &str = "tailwater.state";
+/// Where the daemon keeps the checkpoint of the one source.
+pub const STATE_TOPIC: &str = "tailwater.state-events-lms";
 
 /// How soon the thread sees that it is to end.
 const POLL: Duration = Duration::from_millis(100);
