@@ -40,6 +40,10 @@ const READ_WITHIN: Duration = Duration::from_secs(30);
 /// A sink that answers one question and not the next is looked for no sooner: coming back, it interrupts the others.
 const BACK_AFTER: Duration = Duration::from_secs(5);
 
+/// All that is ours was ended, and something is open yet.
+const NOT_OURS: &str = "a sink holds what somebody else began and has not ended; of Kafka, `kafka-transactions.sh \
+    find-hanging` shows transactions that nobody will end";
+
 /// A sink as it was read at the start.
 struct SinkView {
     session: SinkSession,
@@ -176,7 +180,7 @@ impl Source {
         let read = self.read_sinks().await?;
         match read.0.iter().all(|(_, view)| view.is_settled) {
             true => Ok(read),
-            false => Err(Stuck::Wait(Stage::Connect, "somebody else writes into a sink".to_owned())),
+            false => Err(Stuck::Wait(Stage::Connect, NOT_OURS.to_owned())),
         }
     }
 
