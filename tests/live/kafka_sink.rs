@@ -218,6 +218,14 @@ async fn h94_kills_lose_and_double_nothing() -> Result<()> {
     let mut stage = Stage::start("kafka-crash").await?;
     stage.source.execute(DATABASE, "SELECT pg_create_logical_replication_slot('truth', 'test_decoding')").await?;
     let mut daemon = stage.home.run()?;
+    // A broker that was killed while it made its transaction log, under a first transaction, was seen once in some forty runs
+    // to keep that open although all its producers were fenced. Why is not known; deaths of the daemon there are tested at
+    // each request.
+    eventually(SOON, "the first checkpoint is there", async || {
+        let held = daemon.metric("tailwater_checkpoint_lsn").unwrap_or_default();
+        Ok(if held > 0.0 { Look::Yes(()) } else { Look::NotYet("none yet".to_owned()) })
+    })
+    .await?;
     let load = Load::start(&stage.source, DATABASE, &[Workload::Bank, Workload::Bank], &mut random);
     for kill in 0..kills {
         // Not a wait for anything: when a kill comes is part of the draw.
