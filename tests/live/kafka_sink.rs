@@ -246,8 +246,13 @@ async fn h94_kills_lose_and_double_nothing() -> Result<()> {
     daemon.kill9();
     let began = Instant::now();
     daemon = stage.home.run()?;
-    stage.catch_up(&mut daemon).await?;
+    eventually(SOON, "the daemon streams again", async || {
+        let connected = daemon.metric("tailwater_source_connected").unwrap_or_default();
+        Ok(if connected > 0.0 { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
+    })
+    .await?;
     ensure!(began.elapsed() < RESTART_WITHIN, "a restart took {:?}", began.elapsed());
+    stage.catch_up(&mut daemon).await?;
     stage.assert_equal(&TABLES, "all kills").await?;
     let mut told = 0;
     for table in TABLES {

@@ -68,9 +68,6 @@ const SAME: &[(&str, &str)] = &[
 const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
     // A transaction's end waits for its last record, so records hardly wait for company.
     ("linger.ms", "0"),
-    // The first record of a transaction is refused while the brokers mark those of the one before, which takes them a
-    // millisecond or two; librdkafka would ask again after 100. Doubled at each try, up to `retry.backoff.max.ms`.
-    ("retry.backoff.ms", "5"),
     ("compression.type", "lz4"),
     // Beside what a batch itself holds. Unit: 1,024 bytes.
     ("queue.buffering.max.kbytes", "32768"),
