@@ -164,7 +164,7 @@ impl Stage {
     /// No change was told twice, and of each key none before an earlier one.
     pub fn assert_exactly_once(&self, table: &str) -> Result<usize> {
         let mut last: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-        let mut seen = BTreeSet::new();
+        let mut seen = BTreeMap::new();
         for record in self.records(table)? {
             let place = |name: &str| -> Result<String> {
                 let header = record.header(name).context("a header")?;
@@ -176,7 +176,13 @@ impl Stage {
             let key = key.context("a key")?;
             let kind = value.as_ref().map(|value| serde_json::from_str::<Value>(value).map(|v| v["op"].clone()));
             let kind = kind.transpose()?.map(|op| op.to_string());
-            ensure!(seen.insert((at, key.clone(), kind)), "{table}: the change at {lsn} was told twice");
+            // Who sent it follows from when, and what the broker did from where.
+            let there = (record.partition, record.offset, record.timestamp_ms);
+            if let Some(before) = seen.insert((at, key.clone(), kind), there) {
+                bail!(
+                    "{table}: the change at {lsn} was told twice, by (partition, offset, ms since 1970) {before:?} and {there:?}"
+                );
+            }
             let before = last.insert(key, at).unwrap_or_default();
             ensure!(before <= at, "{table}: a key's changes came out of order at {lsn}");
         }
