@@ -28,7 +28,7 @@ pub const USER: &str = "tailwater";
 pub const PASSWORD: &str = "s3cret-of-kafka";
 
 /// As `kafka.jars` has it; names the template of a data directory.
-const VERSION: &str = "4.3.1";
+const VERSION: &str = "4.2.1";
 
 /// The last thing a server says of its start.
 const STARTED: &str = "Kafka Server started";
