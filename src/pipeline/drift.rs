@@ -14,6 +14,7 @@
 mod added;
 mod cases;
 mod edges;
+mod gone;
 mod judge;
 mod rows;
 pub(super) mod store;
@@ -187,8 +188,12 @@ impl Settling<'_> {
         self.leave_out();
         self.keep_topics();
         self.resolve();
+        let gone = self.gone_topics().await?;
         if self.settled.findings.has_errors() {
             return Ok(());
+        }
+        for gone in gone {
+            self.note_gone(gone).await?;
         }
         for index in 0..self.cases.len() {
             if self.may_write(index) {
@@ -202,11 +207,7 @@ impl Settling<'_> {
 
     /// A standby changes nothing.
     fn may_write(&self, case: usize) -> bool {
-        match self.occasion {
-            Occasion::Look => false,
-            Occasion::Start | Occasion::Back { .. } => !self.sources[&self.cases[case].source].is_active,
-            Occasion::Drift { .. } => true,
-        }
+        self.may_write_of(&self.cases[case].source)
     }
 
     /// Adds columns to targets.
@@ -363,7 +364,8 @@ impl Settling<'_> {
             self.settled.reports.push(report(case, message, false));
         }
         if !case.broken.is_empty() {
-            let message = format!("\"{}\": {}{at}; {COPY_ANEW}", case.from, case.broken.join("; "));
+            let (why, stands) = (case.broken.join("; "), self.stands(warehouse, &case.source).await?);
+            let message = format!("\"{}\": {why}{at}{stands}; {COPY_ANEW}", case.from);
             if self.config.sinks[&case.sink].on_error == OnError::Stop {
                 return Err(Unsettled::Stop(format!("table \"{}\": {message}", case.target)));
             }

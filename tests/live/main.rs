@@ -18,6 +18,7 @@ mod debezium_types;
 mod demo;
 mod drift;
 mod findings;
+mod gone_tables;
 mod harness;
 mod huge;
 mod identity;

@@ -7,6 +7,7 @@ use tracing::{error, warn};
 
 use super::rows::unpublished;
 use super::{COPY_INTO_TOPIC_ANEW, Occasion, Report, Settling, Unsettled};
+use crate::catalog::TableName;
 use crate::config::OnError;
 use crate::diagnostic::Severity;
 use crate::lsn::Lsn;
@@ -143,7 +144,15 @@ impl Settling<'_> {
 }
 
 fn report(plan: &Plan, message: String, is_quarantined: bool) -> Report {
-    let (source, sink, target) = (plan.source.clone(), plan.sink.clone(), plan.target.clone());
+    report_of((plan.source.clone(), plan.sink.clone(), plan.target.clone()), message, is_quarantined)
+}
+
+/// Source, sink and target of a table, and what somebody should hear of it.
+pub(super) fn report_of(
+    (source, sink, target): (String, String, TableName),
+    message: String,
+    is_quarantined: bool,
+) -> Report {
     Report { source, sink, target, message, is_quarantined }
 }
 

@@ -66,6 +66,15 @@ impl Warehouse<'_> {
         })
     }
 
+    /// Up to where the sink has a source's changes.
+    pub async fn checkpoint(self, source: &str) -> Result<Option<Lsn>, WarehouseError> {
+        let stored = match self {
+            Warehouse::Postgres(client) => state::read_checkpoint(client, source).await?,
+            Warehouse::ClickHouse(server) => clickhouse_state::read_checkpoint(&server.client, source).await?,
+        };
+        Ok(stored.map(|stored| stored.checkpoint.end_lsn))
+    }
+
     /// Takes a table out of the stream.
     pub async fn quarantine(
         self,

@@ -1,0 +1,133 @@
+//! Tables of Kafka sinks that went while no daemon ran. A pattern means the tables that there are, so nothing else asks for one
+//! that is gone; the log may have changes of it still that its topic was not told.
+
+use tracing::error;
+
+use super::topics::report_of;
+use super::warehouse::Warehouse;
+use super::{COPY_INTO_TOPIC_ANEW, Occasion, Settling, Unsettled};
+use crate::catalog::TableName;
+use crate::config::OnError;
+use crate::diagnostic::Finding;
+use crate::mapping::kafka::TopicMapping;
+use crate::mapping::syntax::At;
+use crate::sink::kafka::cluster::{Cluster, Remembered};
+use crate::sink::state::TableState;
+
+/// One of them.
+pub(super) struct Gone {
+    source: String,
+    sink: String,
+    from: TableName,
+    target: TableName,
+    /// With table, position, and what to do.
+    message: String,
+}
+
+impl Settling<'_> {
+    /// Nobody streams whose tables these are.
+    pub(super) fn may_write_of(&self, source: &str) -> bool {
+        match self.occasion {
+            Occasion::Look => false,
+            Occasion::Start | Occasion::Back { .. } => !self.sources[source].is_active,
+            Occasion::Drift { .. } => true,
+        }
+    }
+
+    /// Up to where a target has its changes that is set aside. While the daemon runs that is what precedes the change; who was
+    /// away has what it had then.
+    pub(super) async fn stands(&self, warehouse: Warehouse<'_>, source: &str) -> Result<String, Unsettled> {
+        if !matches!(self.occasion, Occasion::Start | Occasion::Back { .. }) {
+            return Ok(String::new());
+        }
+        let checkpoint = warehouse.checkpoint(source).await?;
+        Ok(checkpoint.map_or(String::new(), |lsn| format!("; of its changes the target has those up to {lsn}")))
+    }
+
+    /// Tables that a topic was filled with, that the mappings mean still, and that have no plan any more. Who only looks is told
+    /// of them. Of pairs that run this is known already.
+    pub(super) async fn gone_topics(&mut self) -> Result<Vec<Gone>, Unsettled> {
+        let mut all = Vec::new();
+        for (sink, cluster) in self.ends.kafka {
+            for source in self.sources.keys() {
+                if self.topics(source, sink).next().is_none() || self.occasion.is_running(source, sink) {
+                    continue;
+                }
+                let remembered = self.remembered(cluster, source).await.map_err(Unsettled::Kafka)?;
+                all.extend(self.gone_of(source, sink, &remembered));
+            }
+        }
+        if matches!(self.occasion, Occasion::Look) {
+            let told = all.drain(..).map(|gone| Finding::error("table-changed", gone.message));
+            self.settled.findings.0.extend(told);
+        }
+        if all.iter().any(|gone| !self.may_write_of(&gone.source)) {
+            return Err(Unsettled::StandBy);
+        }
+        Ok(all)
+    }
+
+    /// What a sink remembers of a source. A daemon that died may have left a transaction open, which hides what is behind it
+    /// and holds up who writes there: where nobody streams, that is ended.
+    async fn remembered(&self, cluster: &Cluster, source: &str) -> Result<Remembered, String> {
+        let looked = cluster.look(source).await?;
+        if looked.is_settled || !self.may_write_of(source) {
+            return Ok(looked.remembered);
+        }
+        cluster.fence(source).await.map_err(|failure| failure.to_string())?;
+        cluster.read(source).await
+    }
+
+    /// The sections that bring these two together.
+    fn topics(&self, source: &str, sink: &str) -> impl Iterator<Item = &TopicMapping> {
+        let files = self.files.iter().filter(move |file| {
+            let names = |known: &[At<String>], name: &str| known.iter().any(|known| known.value == name);
+            names(&file.sources, source) && names(&file.sinks, sink)
+        });
+        files.filter_map(|file| file.topic.as_ref())
+    }
+
+    fn gone_of(&self, source: &str, sink: &str, remembered: &Remembered) -> Vec<Gone> {
+        let is_meant = |from: &TableName| self.topics(source, sink).any(|topic| topic.means(from));
+        let is_planned = |from: &TableName| {
+            let mut plans = self.settled.resolved.plans.iter();
+            plans.any(|plan| plan.source == source && plan.sink == sink && &plan.from == from)
+        };
+        let mut gone = Vec::new();
+        for (target, record) in &remembered.tables {
+            let (Ok(from), Ok(target)) = (record.origin.parse::<TableName>(), target.parse()) else { continue };
+            if record.state == TableState::Quarantined || !is_meant(&from) || is_planned(&from) {
+                continue;
+            }
+            let why = match self.live.sources.get(source).is_some_and(|end| end.catalog.table(&from).is_some()) {
+                true => "the table's changes are in no log any more",
+                false => "the table was dropped, or has another name",
+            };
+            let told = match &remembered.checkpoint {
+                Some(stored) => format!("its changes up to {}", stored.checkpoint.end_lsn),
+                None => "none of its changes".to_owned(),
+            };
+            let message = format!(
+                "\"{from}\": {why}, seen at {}; topic \"{}\" has {told}; {COPY_INTO_TOPIC_ANEW}",
+                self.sources[source].settled, record.topic
+            );
+            gone.push(Gone { source: source.to_owned(), sink: sink.to_owned(), from, target, message });
+        }
+        gone
+    }
+
+    /// Writes down that a table is followed no more.
+    pub(super) async fn note_gone(&mut self, gone: Gone) -> Result<(), Unsettled> {
+        let Gone { source, sink, from, target, message } = gone;
+        let Some(cluster) = self.ends.kafka.get(&sink) else { return Ok(()) };
+        if self.config.sinks[&sink].on_error == OnError::Stop {
+            return Err(Unsettled::Stop(format!("table \"{target}\": {message}")));
+        }
+        error!(%sink, table = %target, reason = %message, "table is quarantined");
+        let (quarantined, reason) = (TableState::Quarantined, Some(message.as_str()));
+        let written = cluster.write_table(&source, &from, &target, quarantined, reason).await;
+        written.map_err(Unsettled::Kafka)?;
+        self.settled.reports.push(report_of((source, sink, target), message, true));
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! Tables that are dropped, renamed or taken out of the log while no daemon runs, with changes before that which no sink has
+//! yet: each sink of each kind is told of, and the others go on.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::clickhouse::ClickHouse;
+use crate::support::cluster::{Cluster, Options};
+use crate::support::daemon::{Daemon, Home};
+use crate::support::kafka::Kafka;
+use crate::support::kcat::{Record, read_committed};
+use crate::support::pair::{DATABASE, SOON};
+use crate::support::postgres::Version;
+use crate::support::wait::{Look, eventually};
+
+const TABLES: [&str; 4] = ["stays", "dropped", "renamed", "unlogged"];
+const STATE_TOPIC: &str = "tailwater.state-events-src";
+
+/// With none of the sinks' daemons there.
+const AWAY: [&str; 6] = [
+    "INSERT INTO stays VALUES (2, 2); INSERT INTO dropped VALUES (2, 2); INSERT INTO renamed VALUES (2, 2);
+     INSERT INTO unlogged VALUES (2, 2)",
+    "DROP TABLE dropped",
+    "ALTER TABLE renamed RENAME TO other_name",
+    "ALTER PUBLICATION tailwater_src DROP TABLE unlogged",
+    "ALTER TABLE unlogged SET UNLOGGED",
+    "INSERT INTO stays VALUES (3, 3); INSERT INTO other_name VALUES (3, 3)",
+];
+
+struct Stage {
+    source: Cluster,
+    postgres: Cluster,
+    clickhouse: ClickHouse,
+    kafka: Kafka,
+    home: Home,
+}
+
+impl Stage {
+    async fn start() -> Result<Stage> {
+        let source = Cluster::start("gone-source", Version::V15, Options::default())?;
+        for table in TABLES {
+            let sql = format!("CREATE TABLE {table} (id int PRIMARY KEY, n int); INSERT INTO {table} VALUES (1, 1)");
+            source.execute(DATABASE, &sql).await?;
+        }
+        let postgres = Cluster::new("gone-pg")?;
+        postgres.execute(DATABASE, "CREATE SCHEMA mirror").await?;
+        let clickhouse = ClickHouse::start("gone-ch")?;
+        let kafka = Kafka::start("gone-kafka")?;
+        let config = format!(
+            "[source.src]\nurl = \"{}\"\nheartbeat = \"500ms\"\n\n\
+             [sink.pg]\nkind = \"postgres\"\nurl = \"{}\"\nidle_record = \"200ms\"\n\n\
+             [sink.ch]\nkind = \"clickhouse\"\nurl = \"{}\"\nidle_record = \"200ms\"\n\n\
+             [sink.events]\nkind = \"kafka\"\nbrokers = \"{}\"\nidle_record = \"200ms\"\n",
+            source.url(DATABASE),
+            postgres.url(DATABASE),
+            clickhouse.url(""),
+            kafka.bootstrap()
+        );
+        let tables: String = TABLES
+            .iter()
+            .map(|table| format!("[table.\"mirror.{table}\"]\nfrom = \"public.{table}\"\ncolumns = \"*\"\n\n"))
+            .collect();
+        let rows = format!("source = \"src\"\nsink = [\"pg\", \"ch\"]\n\n{tables}");
+        let topics =
+            "source = \"src\"\nsink = \"events\"\n[topic]\ntables = [\"public.*\"]\npartitions = 1\n".to_owned();
+        let home = Home::new("gone", &config, &[("rows.toml", &rows), ("topics.toml", &topics)])?;
+        home.setup()?;
+        Ok(Stage { source, postgres, clickhouse, kafka, home })
+    }
+
+    /// How many rows of a table each sink has been given.
+    async fn held(&self, table: &str) -> Result<[i64; 3]> {
+        let sql = format!("SELECT count(*) FROM mirror.{table}");
+        let of_postgres = self.postgres.connect(DATABASE).await?.query_one(&sql, &[]).await?.get(0);
+        let of_clickhouse = self.clickhouse.query(&format!("{sql} FINAL"))?.trim().parse()?;
+        let of_kafka = read_committed(&self.kafka, &format!("src.public.{table}"))?.len();
+        Ok([of_postgres, of_clickhouse, i64::try_from(of_kafka)?])
+    }
+
+    async fn wait_held(&self, table: &str, rows: i64, daemon: &mut Daemon) -> Result<()> {
+        let what = format!("every sink holds {rows} rows of {table}");
+        let held = eventually(SOON, &what, async || {
+            if let Some(status) = daemon.ended()? {
+                return Ok(Look::Yes(Err(anyhow::anyhow!("the daemon ended with {status}: {}", daemon.log()))));
+            }
+            let held = self.held(table).await?;
+            Ok(if held == [rows; 3] { Look::Yes(Ok(())) } else { Look::NotYet(format!("{held:?}")) })
+        });
+        held.await?
+    }
+
+    /// Why each sink has a table in quarantine; nothing where it has not.
+    async fn reasons(&self, table: &str) -> Result<[String; 3]> {
+        let sql = format!(
+            "SELECT coalesce(max(reason), '') FROM tailwater.table_state WHERE target = 'mirror.{table}' AND state = 'quarantined'"
+        );
+        let of_postgres = self.postgres.connect(DATABASE).await?.query_one(&sql, &[]).await?.get(0);
+        let of_clickhouse =
+            self.clickhouse.query(&sql.replace("tailwater.table_state", "tailwater.table_state FINAL"))?;
+        let states = read_committed(&self.kafka, STATE_TOPIC)?;
+        let is_its = |record: &&Record| record.text().0.is_some_and(|key| key.ends_with(&format!(".{table}\"}}")));
+        let last = states.iter().rev().find(is_its).and_then(|record| record.value.clone()).context("a state")?;
+        let last: serde_json::Value = serde_json::from_slice(&last)?;
+        let reason = last["reason"].as_str().filter(|_| last["state"] == "quarantined").unwrap_or_default();
+        Ok([of_postgres, of_clickhouse, reason.to_owned()])
+    }
+
+    /// Every sink says why it has the table no more, with where it was seen, up to where its changes are told, and what to do.
+    async fn assert_told(&self, table: &str, words: &str, log: &str) -> Result<()> {
+        for (sink, reason) in ["pg", "ch", "events"].into_iter().zip(self.reasons(table).await?) {
+            for words in [&format!("\"public.{table}\""), words, "seen at ", " up to ", "copied anew"] {
+                ensure!(reason.contains(words), "{table} of {sink}: the reason does not say \"{words}\": \"{reason}\"");
+            }
+            ensure!(log.contains(&reason.replace('"', "\\\"")) || log.contains(&reason), "not in the log: {reason}");
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h33_table_that_went_while_no_daemon_ran_is_told_by_every_sink() -> Result<()> {
+    let stage = Stage::start().await?;
+    let mut daemon = stage.home.run()?;
+    for table in TABLES {
+        stage.wait_held(table, 1, &mut daemon).await?;
+    }
+    daemon.kill9();
+    for sql in AWAY {
+        stage.source.execute(DATABASE, sql).await?;
+    }
+    // A pattern means it, and it is copied.
+    stage.kafka.create_topic("src.public.other_name", 1, &[]).await?;
+
+    let looked = stage.home.command(&["check"])?;
+    let looked = looked.stdout + &looked.stderr;
+    for table in ["dropped", "renamed", "unlogged"] {
+        ensure!(looked.contains(&format!("\"public.{table}\": ")), "check says nothing of {table}: {looked}");
+    }
+    let mut daemon = stage.home.run()?;
+    // The others go on, with what came before and behind.
+    stage.wait_held("stays", 3, &mut daemon).await?;
+    let log = daemon.log();
+    stage.assert_told("dropped", "dropped", &log).await?;
+    stage.assert_told("renamed", "name", &log).await?;
+    stage.assert_told("unlogged", "the table", &log).await?;
+    let status = daemon.status()?.to_string();
+    for table in ["dropped", "renamed", "unlogged"] {
+        ensure!(stage.held(table).await? == [1; 3], "{table}: {:?}", stage.held(table).await?);
+        ensure!(status.contains(&format!("\\\"public.{table}\\\": ")), "the status page says nothing of {table}");
+    }
+    daemon.terminate()?;
+    // It is no reason not to start again.
+    stage.source.execute(DATABASE, "INSERT INTO stays VALUES (4, 4)").await?;
+    let mut daemon = stage.home.run()?;
+    stage.wait_held("stays", 4, &mut daemon).await?;
+    daemon.terminate()
+}
