@@ -1,6 +1,7 @@
 //! One source: takes it over, streams it into its journal, and keeps its appliers, copies and heartbeat going.
 
 mod lookout;
+mod overtaken;
 mod takeover;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,7 @@ use super::copy::{self, CopyJob};
 use super::link::{SinkLink, SinkTables};
 use super::{Context, End, Observed, drift};
 use lookout::Received;
+use overtaken::Epochs;
 use takeover::{Started, Stuck, Taken, TakenSink};
 
 use crate::checkpoint::SourceIdentity;
@@ -123,7 +125,7 @@ impl Source {
         };
         let (stop_parts, parts_stop) = watch::channel(false);
         let mut parts = JoinSet::new();
-        let epochs: Vec<i64> = taken.sinks.iter().map(|sink| sink.epoch).collect();
+        let epochs: Vec<_> = taken.sinks.iter().map(|sink| (sink.index, sink.epoch)).collect();
         for TakenSink { index, epoch, tables, .. } in taken.sinks {
             self.spawn_sink(index, epoch, tables, &shared, &parts_stop, &mut parts);
             let (link, copies) = (self.links[index].clone(), self.observed[index].copies.clone());
@@ -181,7 +183,7 @@ impl Source {
         shared: &Arc<SourceShared>,
         confirm_by: ConfirmBy,
         metrics: &SourceMetrics,
-        epochs: &[i64],
+        epochs: &Epochs,
         identity: SourceIdentity,
         mut stop: watch::Receiver<bool>,
     ) -> End {
@@ -251,11 +253,12 @@ impl Source {
         shared: &Arc<SourceShared>,
         confirm_by: ConfirmBy,
         metrics: &SourceMetrics,
-        epochs: &[i64],
+        epochs: &Epochs,
         identity: &SourceIdentity,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<oneshot::Receiver<Result<(), StreamError>>, End> {
-        let mut backoff = Backoff::new(u64::from(std::process::id()) ^ epochs.iter().sum::<i64>().unsigned_abs());
+        let epochs_sum: i64 = epochs.iter().map(|(_, epoch)| epoch).sum();
+        let mut backoff = Backoff::new(u64::from(std::process::id()) ^ epochs_sum.unsigned_abs());
         loop {
             let wait = backoff.next().unwrap_or_default();
             if pause(wait, stop).await {
@@ -275,7 +278,8 @@ impl Source {
                 })
                 .collect();
             let sinks = Sinks { read: &states, unread: &unread };
-            match self.start_stream(&shared.journal, sinks).await {
+            let started = self.start_stream(&shared.journal, sinks).await;
+            match self.go_on(started, epochs).await {
                 Ok(Started { connection, at, .. }) => {
                     let ended = self.spawn_stream(shared, connection, confirm_by, at, metrics)?;
                     info!(source = %self.name, %at, "streaming again");

@@ -132,6 +132,48 @@ async fn daemon_that_slept_through_a_takeover_writes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// It slept while the other took over, and has nothing to write that would tell it so.
+#[tokio::test]
+async fn daemon_that_lost_the_slot_takes_it_back_when_the_other_dies() -> Result<()> {
+    let (pair, mut first) = pair("lost-slot", Options::default()).await?;
+    let home = second_home(&pair)?;
+    let mut second = home.run()?;
+    wait_standby(&second).await?;
+    eventually(SOON, "the first daemon has nothing left to record", async || {
+        let [received, held] = [first.metric("tailwater_received_lsn")?, first.metric("tailwater_checkpoint_lsn")?];
+        Ok(if received <= held { Look::Yes(()) } else { Look::NotYet(format!("{received} and {held}")) })
+    })
+    .await?;
+    process::signal("STOP", &[first.pid()]);
+    let terminate =
+        format!("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+    pair.source.execute(DATABASE, &terminate).await?;
+    pair.source.execute(DATABASE, "UPDATE churn SET number = number + 1").await?;
+    pair.catch_up(&mut second).await?;
+    process::signal("CONT", &[first.pid()]);
+    eventually(SOON, "the first daemon misses its stream", async || {
+        let tries = first.metric("tailwater_reconnects_total")?;
+        Ok(if tries > 0.0 { Look::Yes(()) } else { Look::NotYet(format!("{tries} times")) })
+    })
+    .await?;
+    pair.source.execute(DATABASE, "UPDATE churn SET number = number + 1").await?;
+    pair.catch_up(&mut second).await?;
+    // The slot is past what the first one knows of the sink.
+    let target = flushed(&pair.source().await?).await?;
+    eventually(SOON, "the source is told", async || {
+        let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
+        let row = pair.source().await?.query_one(sql, &[&SLOT]).await?;
+        let confirmed: Lsn = row.get::<_, &str>(0).parse()?;
+        Ok(if confirmed >= target { Look::Yes(()) } else { Look::NotYet(confirmed.to_string()) })
+    })
+    .await?;
+    second.kill9();
+    pair.source.execute(DATABASE, "UPDATE churn_full SET number = number + 1").await?;
+    pair.catch_up(&mut first).await?;
+    pair.assert_equal().await?;
+    first.terminate()
+}
+
 #[tokio::test]
 async fn daemon_whose_source_is_away_stops_when_it_is_told_to() -> Result<()> {
     let (mut pair, mut daemon) = pair("away", Options::default()).await?;

@@ -351,7 +351,9 @@ fn sink_state(link: &SinkLink, view: &SinkView) -> SinkState {
 }
 
 /// Runs a blocking call of the replication connection.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, WireError> + Send + 'static) -> Result<T, Stuck> {
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, WireError> + Send + 'static,
+) -> Result<T, Stuck> {
     match tokio::task::spawn_blocking(call).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) if error.sqlstate() == Some("55006") => Err(Stuck::StandBy),
