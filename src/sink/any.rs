@@ -366,14 +366,18 @@ impl AnySink {
     }
 
     /// Notes that copied tables follow the stream from now on, with what the last `begin` began.
-    pub async fn write_joined(&mut self, source: &str, targets: &[String]) -> Result<(), String> {
-        match self {
+    ///
+    /// # Errors
+    /// Also of what was applied before and is refused only now.
+    pub async fn write_joined(&mut self, source: &str, targets: &[String]) -> Result<(), ApplyError> {
+        let written = match self {
             AnySink::Postgres(sink) => {
                 state::write_joined(sink.client(), source, targets).await.map_err(|error| describe(&error))
             }
             AnySink::ClickHouse(sink) => clickhouse::write_joined(sink.client(), source, targets).await.map_err(text),
-            AnySink::Kafka(sink) => sink.write_joined(targets).await,
-        }
+            AnySink::Kafka(sink) => return sink.write_joined(targets).await,
+        };
+        written.map_err(|message| ApplyError::Transient { message })
     }
 
     /// Notes that a table holds what the source has, at the checkpoint.

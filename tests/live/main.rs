@@ -26,6 +26,7 @@ mod journal_modes;
 mod kafka;
 mod kafka_avro;
 mod kafka_boundaries;
+mod kafka_catchup;
 mod kafka_drift;
 mod kafka_events;
 mod kafka_secured;

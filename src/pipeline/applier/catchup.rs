@@ -64,8 +64,7 @@ impl Applier {
         }
         let Some(sink) = &mut session.sink else { return Ok(()) };
         if let Err(error) = sink.write_joined(&self.link.source, &targets).await {
-            warn!(sink = %self.link.name, %error, "table state not written");
-            return Err(Over::Again { wait: true });
+            return self.failed(session, error).await;
         }
         if let Err(error) = sink.apply(&Batch::checkpoint_only(session.sent)).await {
             return self.failed(session, error).await;

@@ -19,11 +19,7 @@ impl KafkaSink {
     /// See [`ApplyError`]. Nothing of the open transaction is seen by whoever reads committed messages only.
     pub async fn apply(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {
         let outcome = self.apply_batch(batch).await;
-        match (outcome, self.producer.oversize()) {
-            // Whatever was being done when it came out.
-            (Err(_), Some(oversize)) => Err(self.refused(oversize).await),
-            (outcome, _) => outcome,
-        }
+        self.judged(outcome).await
     }
 
     async fn apply_batch(&mut self, batch: &Batch) -> Result<Option<Durable>, ApplyError> {

@@ -143,7 +143,15 @@ impl KafkaSink {
     }
 
     /// Notes that copied tables follow the stream from now on, in the open transaction.
-    pub async fn write_joined(&mut self, targets: &[String]) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// See [`ApplyError`]: what they caught up with is in the same transaction, and may be refused only now.
+    pub async fn write_joined(&mut self, targets: &[String]) -> Result<(), ApplyError> {
+        let outcome = self.note_joined(targets).await.map_err(|message| ApplyError::Transient { message });
+        self.judged(outcome).await
+    }
+
+    async fn note_joined(&mut self, targets: &[String]) -> Result<(), String> {
         let is_known = |target| self.records.get(target).is_some_and(TableRecord::is_filled);
         if !targets.iter().all(is_known) {
             // Copied since this sink began.

@@ -132,9 +132,18 @@ impl Cluster {
 }
 
 impl KafkaSink {
+    /// What was done in the open transaction, or that a message of it was refused for its length, whatever was being done when
+    /// that came out.
+    pub(super) async fn judged<T>(&mut self, outcome: Result<T, ApplyError>) -> Result<T, ApplyError> {
+        match (outcome, self.producer.oversize()) {
+            (Err(_), Some(oversize)) => Err(self.refused(oversize).await),
+            (outcome, _) => outcome,
+        }
+    }
+
     /// What it means for the batch that a message was not taken, whose table need not be the one that was being sent. The
     /// transaction is given up: who writes a table's state would wait for its end.
-    pub(super) async fn refused(&mut self, oversize: Oversize) -> ApplyError {
+    async fn refused(&mut self, oversize: Oversize) -> ApplyError {
         // A producer that cannot even abort is connected anew, which aborts as well.
         let _ = self.producer.abort().await;
         let failure = self.cluster.judge(KafkaFailure::TooLarge(oversize)).await;
