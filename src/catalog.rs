@@ -1,6 +1,7 @@
 //! What a live Postgres says of its tables: plain data, read once at start (by `source::catalog` and the Postgres sink),
 //! against which mappings are resolved.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -154,7 +155,7 @@ pub struct Column {
     pub toastable: bool,
     /// The type has a binary send function; without one the server sends text even where binary was asked for.
     pub has_binary: bool,
-    /// Of an enum, a domain over one and an array of one: its labels, in their order.
+    /// Of an enum, a domain over one and an array of one: its labels, in their order. A sink's are not asked for.
     pub enum_labels: Vec<String>,
 }
 
@@ -206,6 +207,15 @@ pub struct Catalog {
 impl Catalog {
     pub fn table(&self, name: &TableName) -> Option<&Table> {
         self.tables.iter().find(|table| &table.name == name)
+    }
+
+    /// Columns get the labels that their types have.
+    pub fn label(&mut self, types: &BTreeMap<u32, UserType>) {
+        for column in self.tables.iter_mut().flat_map(|table| &mut table.columns) {
+            if let Some(known) = types.get(&column.type_oid) {
+                column.enum_labels.clone_from(&known.labels);
+            }
+        }
     }
 }
 

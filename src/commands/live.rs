@@ -14,7 +14,7 @@ use crate::mapping::kafka::LiveKafka;
 use crate::mapping::resolve::{Live, LiveSink, LiveSource, resolve};
 use crate::pipeline::drift::{self, Occasion, Settled};
 use crate::pipeline::{sink_address, source_url};
-use crate::postgres::catalog::{Wanted, read_tables, read_types, read_user_types};
+use crate::postgres::catalog::{Wanted, read_source as read_catalog, read_tables, read_types};
 use crate::postgres::connect::{ConnectError, connect};
 use crate::postgres::error::SqlError;
 use crate::postgres::server::server;
@@ -262,9 +262,8 @@ fn unreachable(end: &End, url: &PgUrl, error: &ConnectError) -> Finding {
 
 async fn read_source(client: &Client) -> Result<LiveSource, SqlError> {
     let facts = server(client).await?;
-    let catalog = read_tables(client, Wanted::All).await?;
-    let types = read_user_types(client).await?.into();
-    Ok(LiveSource { catalog, server_version: facts.version_num, types })
+    let (catalog, types) = read_catalog(client, Wanted::All).await?;
+    Ok(LiveSource { catalog, server_version: facts.version_num, types: types.into() })
 }
 
 async fn read_sink(client: &Client) -> Result<LiveSink, SqlError> {

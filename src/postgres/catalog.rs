@@ -50,8 +50,7 @@ AND CASE WHEN $1
 ORDER BY 2, 3";
 
 // A domain's base type may be a domain again: follow until it is none. An array is a type of variable length that is
-// subscripted as arrays are; int2vector and its like are not. Labels are those of the type itself or of its elements'; an
-// array of a domain over an enum has none.
+// subscripted as arrays are; int2vector and its like are not.
 const COLUMNS: &str = "
 WITH RECURSIVE base AS (
   SELECT t.oid AS type, t.oid AS base, t.typtype, t.typbasetype, t.typnotnull AS not_null, t.typtypmod AS modifier
@@ -71,10 +70,7 @@ SELECT a.attrelid, a.attname::text AS name, a.atttypid, a.atttypmod, format_type
        END AS type_kind,
        a.attnotnull OR base.not_null AS not_null, a.attgenerated <> '' AS generated,
        a.atthasdef AND a.attgenerated = '' OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS has_default,
-       a.attlen = -1 AND a.attstorage <> 'p' AS toastable, wire.typsend <> 0 AS has_binary,
-       ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e
-             WHERE e.enumtypid IN (wire.oid, wire.typelem)
-             ORDER BY e.enumsortorder) AS enum_labels
+       a.attlen = -1 AND a.attstorage <> 'p' AS toastable, wire.typsend <> 0 AS has_binary
 FROM pg_attribute AS a
 JOIN pg_type AS t ON t.oid = a.atttypid
 JOIN base ON base.type = a.atttypid AND base.typtype <> 'd'
@@ -82,7 +78,8 @@ JOIN pg_type AS wire ON wire.oid = base.base
 WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum";
 
-// Without the types that every table has for its rows, and their arrays.
+// Without the types that every table has for its rows, and their arrays. Labels are those of the type itself or of its
+// elements'; an array of a domain over an enum has none.
 const USER_TYPES: &str = "
 WITH RECURSIVE base AS (
   SELECT t.oid AS type, t.oid AS base, t.typtype, t.typbasetype, t.typtypmod AS modifier
@@ -145,7 +142,15 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE part.isleaf
 ORDER BY 2, 3";
 
-/// Reads the tables and views that a mapping may name.
+/// Reads a source's tables and views, and the types beside Postgres's own, from which the columns have their labels.
+pub async fn read_source(client: &Client, wanted: Wanted<'_>) -> Result<(Catalog, BTreeMap<u32, UserType>), SqlError> {
+    let mut catalog = read_tables(client, wanted).await?;
+    let types = read_user_types(client).await?;
+    catalog.label(&types);
+    Ok((catalog, types))
+}
+
+/// Reads the tables and views that a mapping may name, without the labels of their columns.
 ///
 /// It takes four statements. A table dropped between them is left without columns, as if it had none.
 pub async fn read_tables(client: &Client, wanted: Wanted<'_>) -> Result<Catalog, SqlError> {
@@ -214,7 +219,7 @@ pub async fn read_types(client: &Client) -> Result<BTreeMap<String, u32>, SqlErr
 }
 
 /// The types that the database has beside Postgres's own, by OID.
-pub async fn read_user_types(client: &Client) -> Result<BTreeMap<u32, UserType>, SqlError> {
+async fn read_user_types(client: &Client) -> Result<BTreeMap<u32, UserType>, SqlError> {
     let user_type = |row: &Row| {
         let user_type = UserType {
             wire_type: row.try_get("wire_type")?,
@@ -268,7 +273,8 @@ fn column(row: &Row) -> Result<Column, SqlError> {
         has_default: row.try_get("has_default")?,
         toastable: row.try_get("toastable")?,
         has_binary: row.try_get("has_binary")?,
-        enum_labels: row.try_get("enum_labels")?,
+        // Read once for each type.
+        enum_labels: Vec::new(),
     })
 }
 

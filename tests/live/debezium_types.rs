@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tailwater::catalog::{Table, TableName};
 use tailwater::checkpoint::UnixMicros;
 use tailwater::lsn::Lsn;
-use tailwater::postgres::catalog::{Wanted, read_tables};
+use tailwater::postgres::catalog::{Wanted, read_source};
 use tailwater::tuple::{Cell, Tuple};
 use tailwater::value::debezium::{
     Change, Column, HstoreMode, IntervalMode, Options, Origin, Snapshot, SourceInfo, TableShape,
@@ -219,7 +219,7 @@ async fn both_forms_of_debezium_s_tables_are_what_its_tests_expect() -> Result<(
     let client = cluster.connect("postgres").await?;
     client.batch_execute("SET timezone = 'UTC'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3").await?;
     let names: Vec<TableName> = tables().iter().map(|(name, ..)| TableName::new("public", *name)).collect();
-    let catalog = read_tables(&client, Wanted::Named(&names)).await?;
+    let (catalog, _) = read_source(&client, Wanted::Named(&names)).await?;
     let options = Options::default();
     for (name, values, expected) in tables() {
         client.batch_execute(&format!("INSERT INTO {name} VALUES ({values})")).await.context(name)?;
@@ -256,7 +256,7 @@ async fn labels_of_enums_and_limits_of_domains_are_in_the_schemas() -> Result<()
     let client = cluster.connect("postgres").await?;
     client.batch_execute("ALTER TYPE mood ADD VALUE 'fine' BEFORE 'happy'").await?;
     let names = ["texts", "nests", "domains"].map(|name| TableName::new("public", name));
-    let catalog = read_tables(&client, Wanted::Named(&names)).await?;
+    let (catalog, _) = read_source(&client, Wanted::Named(&names)).await?;
     let of = |name: &str, column: &str| -> Result<Value> {
         let table = catalog.table(&TableName::new("public", name)).context("a table")?;
         let mut cells = vec![Cell::Null; table.columns.len()];

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
@@ -12,7 +11,7 @@ use tailwater::diagnostic::SourceFile;
 use tailwater::mapping::MappingFile;
 use tailwater::mapping::kafka::LiveKafka;
 use tailwater::mapping::resolve::{Live, LiveSource, resolve};
-use tailwater::postgres::catalog::{Wanted, read_tables};
+use tailwater::postgres::catalog::{Wanted, read_source};
 use tailwater::source::copy_rows::CopyRows;
 use tailwater::tuple::Cell;
 use tailwater::value::filter::Filter;
@@ -245,6 +244,26 @@ impl Draw {
     }
 }
 
+/// A source with the one table `samples`, and its topic.
+async fn live(client: &Client) -> Result<Live> {
+    let names = [TableName::new("public", "samples")];
+    let (catalog, types) = read_source(client, Wanted::Named(&names)).await?;
+    let source = LiveSource { catalog, server_version: 150_000, types: types.into() };
+    let kafka = LiveKafka { topics: BTreeMap::from([("src.public.samples".to_owned(), 1)]) };
+    Ok(Live {
+        sources: BTreeMap::from([("src".to_owned(), source)]),
+        kafka: BTreeMap::from([("events".to_owned(), kafka)]),
+        ..Live::default()
+    })
+}
+
+fn config() -> Result<Config> {
+    let config = "mappings = [\"m.toml\"]\n[source.src]\nurl = \"postgres://u@h/d\"\n\
+                  [sink.events]\nkind = \"kafka\"\nbrokers = \"h:1\"\n";
+    Config::parse(Path::new("tailwater.toml"), config, std::iter::empty())
+        .map_err(|findings| anyhow::anyhow!(findings.render(false)))
+}
+
 /// The condition as the daemon has it, by way of a mapping file.
 fn compiled(config: &Config, live: &Live, condition: &str) -> Result<Filter> {
     let text = format!(
@@ -295,19 +314,7 @@ async fn conditions_are_decided_as_postgres_decides_them() -> Result<()> {
     let mut draw = Draw(Random::new(seed));
     fill(&client, &mut draw).await?;
 
-    let names = [TableName::new("public", "samples")];
-    let catalog = read_tables(&client, Wanted::Named(&names)).await?;
-    let source = LiveSource { catalog, server_version: 150_000, types: Arc::default() };
-    let kafka = LiveKafka { topics: BTreeMap::from([("src.public.samples".to_owned(), 1)]) };
-    let live = Live {
-        sources: BTreeMap::from([("src".to_owned(), source)]),
-        kafka: BTreeMap::from([("events".to_owned(), kafka)]),
-        ..Live::default()
-    };
-    let config = "mappings = [\"m.toml\"]\n[source.src]\nurl = \"postgres://u@h/d\"\n\
-                  [sink.events]\nkind = \"kafka\"\nbrokers = \"h:1\"\n";
-    let config = Config::parse(Path::new("tailwater.toml"), config, std::iter::empty())
-        .map_err(|findings| anyhow::anyhow!(findings.render(false)))?;
+    let (live, config) = (live(&client).await?, config()?);
 
     let binary: Vec<bytes::Bytes> = {
         let sql = "COPY (SELECT * FROM samples ORDER BY id) TO STDOUT (FORMAT binary)";

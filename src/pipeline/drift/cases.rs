@@ -18,7 +18,7 @@ use crate::mapping::MappingFile;
 use crate::mapping::desired::{DesiredColumn, Target, missing_columns};
 use crate::mapping::resolve::Live;
 use crate::mapping::syntax::TableMapping;
-use crate::postgres::catalog::{Wanted, read_tables, read_user_types};
+use crate::postgres::catalog::{Wanted, read_source};
 use crate::postgres::error::SqlError;
 use crate::sink::state::{StoredTable, TableState};
 use crate::source::layout::{BeforeText, Layout, LayoutColumn, Storage, has_older_row, name_of, read_layouts};
@@ -125,7 +125,7 @@ async fn consistent(
 ) -> Result<BTreeMap<TableName, Layout>, SqlError> {
     for _ in 0..LOOKS_MAX {
         let layouts = read_layouts(client, tables).await?;
-        let catalog = read_tables(client, Wanted::All).await?;
+        let (catalog, types) = read_source(client, Wanted::All).await?;
         let is_same = |(name, layout): (&TableName, &Layout)| {
             let names = |table: &Table| {
                 table.columns.iter().map(|column| &column.name).eq(layout.columns.iter().map(|column| &column.name))
@@ -133,7 +133,6 @@ async fn consistent(
             catalog.table(name).is_some_and(|table| table.oid == layout.oid && names(table))
         };
         if layouts.iter().all(is_same) {
-            let types = read_user_types(client).await?;
             if let Some(end) = live.sources.get_mut(source) {
                 end.catalog = catalog;
                 end.types = types.into();
