@@ -155,6 +155,8 @@ pub struct Column {
     pub toastable: bool,
     /// The type has a binary send function; without one the server sends text even where binary was asked for.
     pub has_binary: bool,
+    /// What is equal in it has the same bytes: its collation is deterministic, if it has one.
+    pub equals_bytewise: bool,
     /// Of an enum, a domain over one and an array of one: its labels, in their order. A sink's are not asked for.
     pub enum_labels: Vec<String>,
 }

@@ -219,6 +219,7 @@ impl DesiredColumn {
             has_default: self.default.is_some(),
             toastable: false,
             has_binary: true,
+            equals_bytewise: true,
             enum_labels: Vec::new(),
         }
     }

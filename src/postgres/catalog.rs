@@ -70,11 +70,13 @@ SELECT a.attrelid, a.attname::text AS name, a.atttypid, a.atttypmod, format_type
        END AS type_kind,
        a.attnotnull OR base.not_null AS not_null, a.attgenerated <> '' AS generated,
        a.atthasdef AND a.attgenerated = '' OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS has_default,
-       a.attlen = -1 AND a.attstorage <> 'p' AS toastable, wire.typsend <> 0 AS has_binary
+       a.attlen = -1 AND a.attstorage <> 'p' AS toastable, wire.typsend <> 0 AS has_binary,
+       coalesce(c.collisdeterministic, true) AS equals_bytewise
 FROM pg_attribute AS a
 JOIN pg_type AS t ON t.oid = a.atttypid
 JOIN base ON base.type = a.atttypid AND base.typtype <> 'd'
 JOIN pg_type AS wire ON wire.oid = base.base
+LEFT JOIN pg_collation AS c ON c.oid = a.attcollation
 WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum";
 
@@ -273,6 +275,7 @@ fn column(row: &Row) -> Result<Column, SqlError> {
         has_default: row.try_get("has_default")?,
         toastable: row.try_get("toastable")?,
         has_binary: row.try_get("has_binary")?,
+        equals_bytewise: row.try_get("equals_bytewise")?,
         // Read once for each type.
         enum_labels: Vec::new(),
     })

@@ -303,6 +303,38 @@ async fn fill(client: &Client, draw: &mut Draw) -> Result<()> {
     Ok(())
 }
 
+/// The server takes texts for equal whose bytes are not.
+const ALIKE: &str = "
+    CREATE COLLATION alike (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+    CREATE COLLATION exact (provider = icu, locale = 'und');
+    CREATE DOMAIN word AS text COLLATE alike; CREATE TYPE mood AS ENUM ('sad', 'ok');
+    CREATE TABLE samples (id int PRIMARY KEY, a text COLLATE alike, d word, v varchar(9) COLLATE alike, b char(4) COLLATE alike, e text COLLATE exact, plain text, m mood);
+    ALTER TABLE samples REPLICA IDENTITY FULL;
+    INSERT INTO samples VALUES (1, 'a', 'a', 'a', 'a', 'a', 'a', 'ok')";
+
+#[tokio::test]
+async fn a_text_that_only_its_collation_can_compare_is_refused() -> Result<()> {
+    let cluster = Cluster::start("kafka-alike", Version::V15, Options::default())?;
+    let client = cluster.connect("postgres").await?;
+    client.batch_execute(ALIKE).await?;
+    let (live, config) = (live(&client).await?, config()?);
+    let columns = [("a", true), ("d", true), ("v", true), ("b", true), ("e", false), ("plain", false)];
+    for (column, is_refused) in columns {
+        let equal: bool = client.query_one(&format!("SELECT {column} = 'A' FROM samples"), &[]).await?.try_get(0)?;
+        ensure!(equal == is_refused, "{column}: the server says {equal}");
+        let decided = compiled(&config, &live, &format!("plain = 'a' AND {column} IN ('A', 'B')"));
+        let said = decided.err().map(|error| error.to_string());
+        ensure!(said.is_some() == is_refused, "{column}: {said:?}");
+        for word in ["\"public.samples\"", &format!("column \"{column}\""), "nondeterministic collation", "m.toml:5:"] {
+            ensure!(said.as_ref().is_none_or(|said| said.contains(word)), "not said: {word}: {said:?}");
+        }
+        compiled(&config, &live, &format!("{column} IS NOT NULL"))?;
+    }
+    // Labels come with their types.
+    ensure!(compiled(&config, &live, "m = 'fine'").is_err() && compiled(&config, &live, "m = 'ok'").is_ok());
+    Ok(())
+}
+
 #[tokio::test]
 async fn conditions_are_decided_as_postgres_decides_them() -> Result<()> {
     let cluster = Cluster::start("kafka-where", Version::V15, Options::default())?;

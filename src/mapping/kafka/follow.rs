@@ -138,6 +138,7 @@ impl<'a> Follow<'a> {
                 has_default: false,
                 toastable: true,
                 has_binary: known.has_binary,
+                equals_bytewise: true,
                 enum_labels: known.labels.clone(),
             };
             return debezium::Column::of(&column);

@@ -137,6 +137,7 @@ fn column(text: &str) -> Column {
         toastable,
         wire_modifier: -1,
         has_binary: true,
+        equals_bytewise: true,
         enum_labels: Vec::new(),
     }
 }

@@ -12,9 +12,18 @@ use tailwater::mapping::resolve::{Live, Resolved, resolve};
 use super::{full, live, table, with};
 
 fn tables() -> Vec<Table> {
-    let columns =
-        ["id bigint!", "status text", "total numeric(10,2)", "paid boolean", "note json", "due date", "made bigint"];
+    let columns = [
+        "id bigint!",
+        "status text",
+        "total numeric(10,2)",
+        "paid boolean",
+        "note json",
+        "due date",
+        "made bigint",
+        "alias text",
+    ];
     let orders = with(full(table("public.orders", &columns, &["id"])), "made", |column| column.generated = true);
+    let orders = with(orders, "alias", |column| column.equals_bytewise = false);
     vec![orders, table("public.lines", &["id bigint!", "status text", "amount bigint"], &["id"])]
 }
 
@@ -49,14 +58,14 @@ fn columns_are_included_or_excluded_and_keys_stay() {
         let expected = BTreeMap::from([("orders".to_owned(), owned(orders)), ("lines".to_owned(), owned(lines))]);
         assert_eq!(columns(&format!("tables = \"public.*\"\n{section}\n")), expected, "{section}");
     };
-    expect("", &["id", "status", "total", "paid", "note", "due"], &["id", "status", "amount"]);
+    expect("", &["id", "status", "total", "paid", "note", "due", "alias"], &["id", "status", "amount"]);
     let excluded = "exclude = [\"public.orders.tot*\", \"public.*.status\"]";
-    expect(excluded, &["id", "paid", "note", "due"], &["id", "amount"]);
+    expect(excluded, &["id", "paid", "note", "due", "alias"], &["id", "amount"]);
     expect("include = [\"public.orders.tot*\", \"*.*.status\"]", &["id", "status", "total"], &["id", "status"]);
     // A list of what may be sent sends nothing of a table that it does not name, but for the key.
     expect("include = \"public.lines.amount\"", &["id"], &["id", "amount"]);
     // What is generated is not sent, and may be named.
-    expect("include = \"public.orders.*\"", &["id", "status", "total", "paid", "note", "due"], &["id"]);
+    expect("include = \"public.orders.*\"", &["id", "status", "total", "paid", "note", "due", "alias"], &["id"]);
 }
 
 #[test]
@@ -106,6 +115,12 @@ fn what_a_condition_cannot_say_is_told_with_its_place() {
         ("paid = 1", "1", &["a boolean is compared with TRUE or FALSE"]),
         ("note = 'x'", "note", &["column \"note\" is json, which is not compared here", "IS [NOT] NULL"]),
         ("due = '2024-02-30'", "", &["column \"due\" is date"]),
+        (
+            "alias = 'a'",
+            "alias",
+            &["column \"alias\" of \"public.orders\" has a nondeterministic collation", "only IS [NOT] NULL"],
+        ),
+        ("alias IN ('a', 'b')", "alias", &["a nondeterministic collation"]),
         ("made = 1", "made", &["column \"made\" of \"public.orders\" is generated"]),
     ];
     for (condition, part, words) in cases {
@@ -121,6 +136,8 @@ fn what_a_condition_cannot_say_is_told_with_its_place() {
             assert!(said.contains(&"^".repeat(part.len())), "{condition}:\n{said}");
         }
     }
+    let asked = resolved("tables = \"public.orders\"\nwhere = \"alias IS NOT NULL\"\n").1;
+    assert!(!asked.has_errors(), "{}", asked.render(false));
     // Not deep enough to matter to the stack.
     let deep = format!("{}paid{}", "(".repeat(100_000), ")".repeat(100_000));
     let said = resolved(&format!("tables = \"public.orders\"\nwhere = \"{deep}\"\n")).1;

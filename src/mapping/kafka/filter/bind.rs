@@ -158,6 +158,16 @@ impl<'a> Binding<'_, 'a> {
     fn compared(&mut self, name: &Placed<String>) -> Option<(usize, Kind)> {
         let (input, column) = self.input(name)?;
         let kind = Kind::of(&SourceType::of(column));
+        if kind.is_some() && !column.equals_bytewise {
+            let message = format!(
+                "column \"{}\" of \"{}\" has a nondeterministic collation, so only the source knows which texts are equal",
+                name.value, self.draft.table.name
+            );
+            let hint =
+                "of such a column only IS [NOT] NULL can be asked; or give it a deterministic collation at the source.";
+            self.report(&name.span, Finding::error("nondeterministic-collation", message).hint(hint));
+            return None;
+        }
         if kind.is_none() {
             let message = format!("column \"{}\" is {}, which is not compared here", name.value, column.type_name);
             let hint = "compared are boolean, integers, oid, numeric, real, double precision, text, varchar, char, name, enums, \
