@@ -29,8 +29,7 @@ use crate::lsn::Lsn;
 use crate::refresh::Touch;
 use crate::retry::Backoff;
 use crate::sink::any::{AnySink, Pace};
-use crate::sink::postgres::SinkSetup;
-use crate::sink::{ApplyError, Durable};
+use crate::sink::{ApplyError, Durable, SinkSetup};
 use crate::source::stream::StreamShared;
 use crate::telemetry::handles::Stage;
 

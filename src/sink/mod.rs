@@ -1,7 +1,10 @@
 //! What a sink owes: apply batches with their checkpoint, prove what is durable, say where it stands.
 
+use std::sync::Arc;
+
 use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
+use crate::mapping::plan::Plan;
 
 pub mod any;
 pub mod clickhouse;
@@ -9,6 +12,16 @@ pub mod http;
 pub mod kafka;
 pub mod postgres;
 pub mod state;
+
+/// What a sink is made from.
+pub struct SinkSetup {
+    pub name: String,
+    pub source: String,
+    pub plans: Vec<Arc<Plan>>,
+    pub epoch: i64,
+    pub checkpoint: Checkpoint,
+    pub mask_key: Arc<[u8]>,
+}
 
 /// Why a batch was not applied.
 #[derive(Debug, thiserror::Error)]

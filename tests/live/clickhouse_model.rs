@@ -16,12 +16,11 @@ use tailwater::batch::{Batch, BatchEnd, BatchLimits, Builder, Taken, Taking};
 use tailwater::catalog::TableName;
 use tailwater::checkpoint::{Checkpoint, SourceIdentity};
 use tailwater::mapping::plan::{DeleteMode, Expected, Input, InputFrom, Mode, Output, OutputFrom, Plan};
-use tailwater::sink::ApplyError;
 use tailwater::sink::clickhouse::address::Address;
 use tailwater::sink::clickhouse::ddl::{ColumnDdl, Topology, create_current_view, create_table, state_schema};
 use tailwater::sink::clickhouse::state::read_checkpoint;
 use tailwater::sink::clickhouse::{ClickHouseSink, Server};
-use tailwater::sink::postgres::SinkSetup;
+use tailwater::sink::{ApplyError, SinkSetup};
 use tailwater::value::clickhouse::types::{ColumnType, OnOverflow, SourceType};
 
 use crate::support::clickhouse::ClickHouse;

@@ -15,8 +15,9 @@ use tailwater::checkpoint::SourceIdentity;
 use tailwater::frame;
 use tailwater::lsn::Lsn;
 use tailwater::mapping::plan::{DeleteMode, Expected, Input, InputFrom, Mode, Output, OutputFrom, Plan};
+use tailwater::sink::SinkSetup;
+use tailwater::sink::postgres::PostgresSink;
 use tailwater::sink::postgres::state::{self, read_checkpoint};
-use tailwater::sink::postgres::{PostgresSink, SinkSetup};
 use tailwater::value::clickhouse::types::OnOverflow;
 use tokio_postgres::Client;
 

@@ -19,10 +19,9 @@ use crate::mapping::plan::{Mode, Plan};
 use crate::mapping::resolve::Resolved;
 use crate::pipeline::drift::Settled;
 use crate::pipeline::{SinkLink, sink_address};
-use crate::sink::ApplyError;
 use crate::sink::any::{AnySink, SinkSession};
-use crate::sink::postgres::SinkSetup;
 use crate::sink::state::{StoredCheckpoint, StoredTable, TableState};
+use crate::sink::{ApplyError, SinkSetup};
 use crate::source::probe::probe;
 use crate::telemetry::human::count;
 

@@ -16,9 +16,9 @@ use crate::journal::{Hold, Item, JournalError};
 use crate::lsn::Lsn;
 use crate::mapping::plan::{DeleteMode, Plan};
 use crate::postgres::error::describe;
-use crate::sink::ApplyError;
-use crate::sink::postgres::{PostgresSink, SinkSetup, cursor};
+use crate::sink::postgres::{PostgresSink, cursor};
 use crate::sink::state::name_text;
+use crate::sink::{ApplyError, SinkSetup};
 
 /// After this without news what was read is noted: a full journal takes no more in before it is let go.
 const STALL: Duration = Duration::from_secs(1);

@@ -24,8 +24,7 @@ use tokio::sync::Mutex;
 
 use crate::checkpoint::{Checkpoint, SourceIdentity};
 use crate::mapping::plan::Plan;
-use crate::sink::postgres::SinkSetup;
-use crate::sink::{ApplyError, Durable};
+use crate::sink::{ApplyError, Durable, SinkSetup};
 use crate::value::clickhouse::types::Reach;
 use address::Address;
 use ddl::Topology;

@@ -40,9 +40,8 @@ use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, SourceIdentity, UnixMicros};
 use crate::mapping::plan::Plan;
-use crate::sink::postgres::SinkSetup;
 use crate::sink::state::{TableState, name_text};
-use crate::sink::{ApplyError, Durable};
+use crate::sink::{ApplyError, Durable, SinkSetup};
 use cluster::Cluster;
 use failure::KafkaFailure;
 use heartbeat::Heart;

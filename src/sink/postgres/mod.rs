@@ -16,6 +16,7 @@ use tokio_postgres::{Client, Statement};
 use crate::checkpoint::Checkpoint;
 use crate::mapping::plan::Plan;
 use crate::retry::Retry;
+pub(in crate::sink) use crate::sink::SinkSetup;
 use crate::sink::{ApplyError, Durable, TEXT_FORM};
 use encode::EncodeError;
 use statements::TableStatements;
@@ -82,16 +83,6 @@ pub struct PostgresSink {
     statements: HashMap<String, Statement>,
     stages: HashSet<String>,
     mask_key: Arc<[u8]>,
-}
-
-/// What a sink connection is made from.
-pub struct SinkSetup {
-    pub name: String,
-    pub source: String,
-    pub plans: Vec<Arc<Plan>>,
-    pub epoch: i64,
-    pub checkpoint: Checkpoint,
-    pub mask_key: Arc<[u8]>,
 }
 
 impl PostgresSink {
