@@ -3,7 +3,6 @@
 //! Every row stands at the snapshot's point, below every change that comes after it. Each reader fills inserts of its own,
 //! over the ends of chunks, and goes on while the last one is under way.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,6 +21,7 @@ use crate::lsn::Lsn;
 use crate::mapping::plan::{InputFrom, Mode, Plan};
 use crate::retry::Retry;
 use crate::sink::state::TableState;
+use crate::source::copy_rows::{CopyRows, CutShort, emptied};
 use crate::source::snapshot::Chunk;
 use crate::tuple::Cell;
 use crate::value::clickhouse::rowbinary::reads_binary;
@@ -29,8 +29,6 @@ use crate::value::clickhouse::rowbinary::reads_binary;
 /// An insert is sent at this many bytes or rows: few parts, and one block each.
 const INSERT_BYTES: usize = 32 << 20;
 const INSERT_ROWS: u64 = 1_000_000;
-/// Signature, flags and header extension of a binary COPY without extension.
-const HEADER_BYTES: usize = 19;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -45,6 +43,12 @@ pub enum LoadError {
     /// Another daemon has taken over and copies by itself.
     #[error("another daemon took over")]
     Fenced,
+}
+
+impl From<CutShort> for LoadError {
+    fn from(error: CutShort) -> Self {
+        LoadError::Row(error.to_string())
+    }
 }
 
 /// Loads chunks into one server.
@@ -178,7 +182,7 @@ impl<'a> TableLoad<'a> {
 
     /// The way of one reader's rows to the server.
     pub fn lane(&self, reader: &'a Client) -> Lane<'_> {
-        Lane { table: self, reader, body: Body::default(), under_way: None, cells: Vec::new() }
+        Lane { table: self, reader, body: Body::default(), under_way: None }
     }
 
     fn select(&self, chunk: &Chunk) -> String {
@@ -190,24 +194,19 @@ impl<'a> TableLoad<'a> {
         )
     }
 
-    /// Appends the row whose columns stand there.
+    /// Appends a row.
     #[inline]
-    fn row(
-        &self,
-        message: &[u8],
-        cells: &[Option<Range<usize>>],
-        version: u128,
-        body: &mut Body,
-    ) -> Result<(), LoadError> {
+    fn row(&self, cells: &[Cell<'_>], version: u128, body: &mut Body) -> Result<(), LoadError> {
         let column = |place: usize| {
-            let cell =
-                cells.get(place).ok_or_else(|| LoadError::Row("a row of the snapshot is too short".to_owned()))?;
-            Ok::<_, LoadError>(cell.clone().map(|cell| &message[cell]))
+            cells.get(place).copied().ok_or_else(|| LoadError::Row("a row of the snapshot is too short".to_owned()))
         };
         for Written { input, value } in &self.written {
             let cell = match *value {
-                Value::Binary(place) => column(place)?.map_or(Cell::Null, Cell::Binary),
-                Value::Text(place) => column(place)?.map_or(Cell::Null, Cell::Text),
+                Value::Binary(place) => column(place)?,
+                Value::Text(place) => match column(place)? {
+                    Cell::Binary(text) => Cell::Text(text),
+                    cell => cell,
+                },
                 Value::Meta => Cell::Null,
             };
             let put = self.encoder.put(&mut body.bytes, *input, cell, &self.meta);
@@ -242,8 +241,6 @@ pub struct Lane<'a> {
     reader: &'a Client,
     body: Body,
     under_way: Option<JoinHandle<Result<Landed, ClickHouseError>>>,
-    /// Where the columns of a row stand in its message; `None` for NULL. Kept for its room.
-    cells: Vec<Option<Range<usize>>>,
 }
 
 impl Lane<'_> {
@@ -259,15 +256,15 @@ impl Lane<'_> {
             Mode::Append => (first_snapshot_version(self.table.loader.lsn, range), 1),
             Mode::Upsert | Mode::InsertNew => (snapshot_version(self.table.loader.lsn), 0),
         };
-        let mut is_first = true;
+        let (mut copy, mut room) = (CopyRows::default(), Vec::new());
         while let Some(message) = rows.next().await {
             let message = message.map_err(LoadError::Source)?;
-            let mut at = if std::mem::take(&mut is_first) { HEADER_BYTES } else { 0 };
-            while let Some(end) = columns(&message, at, &mut self.cells)? {
-                self.table.row(&message, &self.cells, version, &mut self.body)?;
+            let (mut rows, mut cells) = (copy.message(&message)?, emptied(room));
+            while rows.next(&mut cells)? {
+                self.table.row(&cells, version, &mut self.body)?;
                 version += step;
-                at = end;
             }
+            room = emptied(cells);
             if self.body.bytes.len() >= INSERT_BYTES || self.body.rows >= INSERT_ROWS {
                 self.send(&report).await?;
             }
@@ -305,60 +302,5 @@ impl Lane<'_> {
         let done = insert.await.map_err(|error| LoadError::Passing(error.to_string()))?;
         report(done.map_err(refused)?);
         Ok(())
-    }
-}
-
-/// Finds the columns of the row that begins there. Answers where it ends; `None` at the trailer and where nothing stands.
-#[inline]
-fn columns(message: &[u8], at: usize, cells: &mut Vec<Option<Range<usize>>>) -> Result<Option<usize>, LoadError> {
-    let cut = || LoadError::Row("a row of the snapshot is cut short".to_owned());
-    let mut rest = message.get(at..).ok_or_else(cut)?;
-    let Some((count, tail)) = rest.split_first_chunk::<2>() else { return Ok(None) };
-    let Ok(count) = usize::try_from(i16::from_be_bytes(*count)) else { return Ok(None) };
-    rest = tail;
-    cells.clear();
-    for _ in 0..count {
-        let (length, tail) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
-        rest = tail;
-        // Only NULL has a negative length.
-        let cell = usize::try_from(i32::from_be_bytes(*length)).ok().map(|length| {
-            let start = message.len() - rest.len();
-            start..start + length
-        });
-        if let Some(cell) = &cell {
-            rest = message.get(cell.end..).ok_or_else(cut)?;
-        }
-        cells.push(cell);
-    }
-    Ok(Some(message.len() - rest.len()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_of_a_message_are_found_up_to_the_trailer() {
-        let mut message = vec![0_u8; HEADER_BYTES];
-        message.extend([0, 2, 0, 0, 0, 2, b'a', b'b', 0xFF, 0xFF, 0xFF, 0xFF]);
-        let second = message.len();
-        message.extend([0, 1, 0, 0, 0, 0, 0xFF, 0xFF]);
-        let mut cells = Vec::new();
-        assert_eq!(columns(&message, HEADER_BYTES, &mut cells).expect("whole"), Some(second));
-        assert_eq!(cells, [Some(25..27), None]);
-        let trailer = columns(&message, second, &mut cells).expect("whole").expect("a row");
-        assert_eq!(cells, [Some(second + 6..second + 6)]);
-        assert_eq!(columns(&message, trailer, &mut cells).expect("whole"), None);
-        assert_eq!(columns(&message, message.len(), &mut cells).expect("whole"), None);
-    }
-
-    #[test]
-    fn a_row_that_is_cut_short_is_an_error() {
-        let message = [0, 1, 0, 0, 0, 2, b'a', b'b'];
-        let mut cells = Vec::new();
-        for length in 2..message.len() {
-            assert!(columns(&message[..length], 0, &mut cells).is_err(), "{length} bytes");
-        }
-        assert!(columns(&message, message.len() + 1, &mut cells).is_err());
     }
 }
