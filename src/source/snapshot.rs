@@ -108,8 +108,14 @@ pub enum Part {
 }
 
 impl Chunk {
+    /// The statement that sends the rows of a part, as these columns.
+    pub fn copy_sql(&self, columns: &str, part: Part) -> String {
+        let (table, condition) = (self.table.quoted(), self.part_condition(part));
+        format!("COPY (SELECT {columns} FROM ONLY {table} WHERE {condition}) TO STDOUT (FORMAT binary)")
+    }
+
     /// The chunk as a condition on `ctid`.
-    pub fn condition(&self) -> String {
+    fn condition(&self) -> String {
         let from = format!("ctid >= '({},0)'::tid", self.first_block);
         match self.end_block {
             Some(end) => format!("{from} AND ctid < '({end},0)'::tid"),
@@ -118,7 +124,7 @@ impl Chunk {
     }
 
     /// A part of the chunk as a condition on a row's place and writer.
-    pub fn part_condition(&self, part: Part) -> String {
+    fn part_condition(&self, part: Part) -> String {
         let range = self.condition();
         // A row keeps the lower half of its writer's id for ever. Of two ids less than 2^31 apart it tells which is newer; an
         // older row may pass for a newer one after a wrap-around, never the other way round.

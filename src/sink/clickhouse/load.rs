@@ -22,7 +22,7 @@ use crate::mapping::plan::{InputFrom, Mode, Plan};
 use crate::retry::Retry;
 use crate::sink::state::TableState;
 use crate::source::copy_rows::{CopyRows, CutShort, emptied};
-use crate::source::snapshot::Chunk;
+use crate::source::snapshot::{Chunk, Part};
 use crate::tuple::Cell;
 use crate::value::clickhouse::rowbinary::reads_binary;
 
@@ -185,15 +185,6 @@ impl<'a> TableLoad<'a> {
         Lane { table: self, reader, body: Body::default(), under_way: None }
     }
 
-    fn select(&self, chunk: &Chunk) -> String {
-        format!(
-            "COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT (FORMAT binary)",
-            self.columns,
-            chunk.table.quoted(),
-            chunk.condition()
-        )
-    }
-
     /// Appends a row.
     #[inline]
     fn row(&self, cells: &[Cell<'_>], version: u128, body: &mut Body) -> Result<(), LoadError> {
@@ -249,7 +240,8 @@ impl Lane<'_> {
     /// # Errors
     /// Either end refuses, or a row cannot be written.
     pub async fn load(&mut self, chunk: &Chunk, range: u32, report: impl Fn(Landed)) -> Result<(), LoadError> {
-        let rows = self.reader.copy_out(&self.table.select(chunk)).await.map_err(LoadError::Source)?;
+        let sql = chunk.copy_sql(&self.table.columns, Part::Whole);
+        let rows = self.reader.copy_out(&sql).await.map_err(LoadError::Source)?;
         let mut rows = Box::pin(rows);
         // Where only the version tells rows apart, each has its own.
         let (mut version, step) = match self.table.plan.mode {

@@ -18,7 +18,7 @@ use crate::lsn::Lsn;
 use crate::mapping::plan::Plan;
 use crate::sink::state::{StoredTable, TableState, name_text};
 use crate::source::copy_rows::{CopyRows, CutShort, emptied};
-use crate::source::snapshot::Chunk;
+use crate::source::snapshot::{Chunk, Part};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -78,7 +78,8 @@ pub struct KafkaLoader {
     plan: Arc<Plan>,
     lsn: Lsn,
     state_topic: String,
-    select: String,
+    /// What the source is asked for.
+    columns: String,
     database: String,
     schemas: Option<SchemaIds>,
     cluster: Arc<Cluster>,
@@ -124,7 +125,7 @@ impl KafkaLoader {
             plan: plan.clone(),
             lsn,
             state_topic: cluster.state_topic(source),
-            select: columns(plan, &messages),
+            columns: columns(plan, &messages),
             database: stored.identity.database,
             schemas,
             cluster,
@@ -187,10 +188,8 @@ impl Lane<'_> {
     /// # Errors
     /// Either end refuses, or a row cannot be written.
     pub async fn load(&mut self, chunk: &Chunk, report: impl Fn(u64)) -> Result<(), LoadError> {
-        let KafkaLoader { select, producer, lsn, cluster, .. } = self.loader;
-        let (table, condition) = (chunk.table.quoted(), chunk.condition());
-        let sql = format!("COPY (SELECT {select} FROM ONLY {table} WHERE {condition}) TO STDOUT (FORMAT binary)");
-        let rows = self.reader.copy_out(&sql).await.map_err(LoadError::Source)?;
+        let KafkaLoader { columns, producer, lsn, cluster, .. } = self.loader;
+        let rows = self.reader.copy_out(&chunk.copy_sql(columns, Part::Whole)).await.map_err(LoadError::Source)?;
         let mut rows = Box::pin(rows);
         let (mut copy, now) = (CopyRows::default(), UnixMicros::now());
         let (mut taken, mut room) = (0, Vec::new());

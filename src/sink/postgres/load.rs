@@ -163,7 +163,7 @@ impl Loader {
                 (Way::Direct, Some(copy)) => (table.statements.direct_inputs.clone(), copy),
                 (Way::Direct | Way::Merge, _) => ((0..plan.inputs.len()).collect(), &table.statements.upsert_set.copy),
             };
-            let query = select(plan, &chunk.table, &chunk.part_condition(part), &inputs, self.lsn);
+            let query = chunk.copy_sql(&columns(plan, &inputs, self.lsn), part);
             let masks: Vec<_> = inputs.iter().map(|&input| plan.inputs[input].mask).collect();
             let masks = if masks.iter().any(Option::is_some) { masks } else { Vec::new() };
             rows += relay(reader, &query, &transaction, copy, &masks, &self.mask_key, &report).await?;
@@ -266,8 +266,8 @@ pub(super) async fn fence(
     owner.map(|_| ()).ok_or(LoadError::Fenced)
 }
 
-/// The source's query of a chunk: the inputs in the order asked for, in the types that the sink's columns have.
-fn select(plan: &Plan, table: &TableName, condition: &str, inputs: &[usize], lsn: Lsn) -> String {
+/// What the source is asked for: these inputs, in the types that the sink's columns have.
+fn columns(plan: &Plan, inputs: &[usize], lsn: Lsn) -> String {
     let column = |&input: &usize| {
         let input = &plan.inputs[input];
         match &input.from {
@@ -281,12 +281,7 @@ fn select(plan: &Plan, table: &TableName, condition: &str, inputs: &[usize], lsn
             InputFrom::Meta(Meta::SyncedAt) => "NULL::timestamptz".to_owned(),
         }
     };
-    let columns: Vec<_> = inputs.iter().map(column).collect();
-    format!(
-        "COPY (SELECT {} FROM ONLY {} WHERE {condition}) TO STDOUT (FORMAT binary)",
-        columns.join(", "),
-        table.quoted()
-    )
+    inputs.iter().map(column).collect::<Vec<_>>().join(", ")
 }
 
 /// Passes one COPY's bytes into another.
