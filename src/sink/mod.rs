@@ -10,6 +10,7 @@ pub mod any;
 pub mod clickhouse;
 pub mod http;
 pub mod kafka;
+pub mod load;
 pub mod postgres;
 pub mod state;
 

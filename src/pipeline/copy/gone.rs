@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::postgres::{broken, connect};
 use super::{Broken, CopyJob};
 use crate::batch::{Batch, BatchEnd, BatchLimits, BuildError, Builder, Net, Taken, Taking};
 use crate::checkpoint::Checkpoint;
@@ -114,7 +115,7 @@ impl<'a> Remover<'a> {
         tables: &[(usize, Lsn)],
     ) -> Result<Self, Broken> {
         let targets = tables.iter().map(|&(plan, _)| name_text(&plans[plan].target)).collect();
-        let client = super::connect(job).await?;
+        let client = connect(job).await?;
         let setup = SinkSetup {
             name: job.link.name.clone(),
             source: job.link.source.clone(),
@@ -143,7 +144,7 @@ impl<'a> Remover<'a> {
         self.sink.apply(&batch).await.map_err(|error| self.failed(error))?;
         let noted =
             cursor::note_gone(self.sink.client(), &self.job.link.source, self.job.epoch, &self.targets, reached);
-        noted.await.map_err(|error| super::broken(self.job, None, error))?;
+        noted.await.map_err(|error| broken(self.job, None, error))?;
         self.sink.client().batch_execute("COMMIT").await.map_err(|error| Broken::Again(describe(&error)))
     }
 

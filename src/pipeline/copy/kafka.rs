@@ -1,63 +1,59 @@
 //! The first copy into Kafka: each table is one transaction of its own producer, so that of a copy that is cut short nobody
 //! sees anything, and none of its messages comes twice.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
 use futures_util::future::try_join_all;
 use tokio_postgres::Client;
-use tracing::info;
 
+use super::under_way::{UnderWay, broken, export, open_all, received, show_filled};
 use super::{Broken, CopyJob, Filled};
 use crate::journal::Hold;
 use crate::lsn::Lsn;
 use crate::pipeline::drift::COPY_INTO_TOPIC_ANEW;
 use crate::pipeline::drift::watch::is_planned;
-use crate::postgres::error::describe;
 use crate::sink::any::SinkAddress;
-use crate::sink::kafka::load::{KafkaLoader, LoadError};
-use crate::sink::state::TableState;
+use crate::sink::kafka::load::{Begun, KafkaLoader};
 use crate::source::layout::read_layouts;
-use crate::source::snapshot::{self, Chunk, Leaf, Snapshot};
+use crate::source::snapshot::{self, Leaf, Snapshot};
 
 /// One attempt at all tables. Those that came through are `filled`, whatever becomes of the others: their messages are told.
 pub(super) async fn copy_all(job: &CopyJob, hold: &Hold, filled: &mut Vec<Filled>) -> Result<(Lsn, Lsn), Broken> {
     let SinkAddress::Kafka(cluster) = &job.link.address else {
         return Err(Broken::Again("the sink is not Kafka".to_owned()));
     };
-    // All that ends here is before the snapshot; the journal keeps what comes after.
-    hold.set(job.shared.stream.received().min(job.shared.journal.held().map_or(Lsn::ZERO, |held| held.end.end_lsn)));
-    let snapshot = Snapshot::export(&job.url, &job.slot, job.connections).await?;
+    hold.set(received(job));
+    let snapshot = export(job).await?;
     let lsn = snapshot.lsn();
-    let tables: Vec<_> = job.plans.iter().map(|&plan| job.link.plans[plan].target.to_string()).collect();
-    info!(sink = %job.link.name, %lsn, tables = %tables.join(", "), "copying");
-    // All at once, as soon as may be: what empties or rewrites a table hides its rows from the snapshot.
-    let mut leaves = Vec::new();
-    for &plan_index in &job.plans {
-        leaves.push(snapshot.open(&job.link.plans[plan_index].from).await?);
-    }
+    let leaves = open_all(job, &snapshot).await?;
     changed(job, &snapshot).await?;
     let mut whole_from = lsn;
     for (&plan_index, leaves) in job.plans.iter().zip(&leaves) {
-        let loader = KafkaLoader::new(cluster.clone(), &job.link.source, job.epoch, &job.link.plans[plan_index], lsn);
-        let loader = match loader.await {
-            Ok(loader) => loader,
+        let plan = &job.link.plans[plan_index];
+        let begun = KafkaLoader::begin(cluster.clone(), &job.link.source, job.epoch, plan, lsn).await;
+        let loader = match begun.map_err(|error| broken(job, plan_index, error))? {
+            Begun::Loading(loader) => loader,
             // What came since joins it to the stream, if the journal has that.
-            Err(LoadError::There { lsn, until }) if job.shared.journal.reader(lsn).is_ok() => {
+            Begun::There { lsn, until } if job.shared.journal.reader(lsn).is_ok() => {
                 filled.push(Filled { plan_index, lsn, until });
                 continue;
             }
-            Err(error) => return Err(broken(job, plan_index, error)),
+            Begun::There { lsn, .. } => return Err(would_be_told_twice(plan_index, lsn)),
         };
-        job.observed.table_state(plan_index, TableState::Copying);
         let rows = copy_table(job, plan_index, leaves, &snapshot, &loader).await?;
         let until = snapshot.end(&job.url).await?;
         loader.finish(until, rows).await.map_err(|error| broken(job, plan_index, error))?;
         whole_from = whole_from.max(until);
-        job.observed.table_state(plan_index, TableState::Catchup);
-        job.observed.copied(plan_index);
+        show_filled(job, plan_index);
         filled.push(Filled { plan_index, lsn, until });
     }
     Ok((lsn, whole_from))
+}
+
+fn would_be_told_twice(plan_index: usize, lsn: Lsn) -> Broken {
+    let message = format!(
+        "its topic has the table as of {lsn}, and the journal, which had what came since, does not any more; its rows would \
+         be told twice. {COPY_INTO_TOPIC_ANEW}"
+    );
+    Broken::Table { plan_index, message }
 }
 
 /// Rows have the columns that the snapshot shows, as the changes have that come after it.
@@ -82,57 +78,21 @@ async fn copy_table(
     snapshot: &Snapshot,
     loader: &KafkaLoader,
 ) -> Result<u64, Broken> {
-    let copying = Copying {
-        plan_index,
-        chunks: snapshot::cut(leaves, &[]),
-        estimated: leaves.iter().map(|leaf| leaf.estimated_rows).sum(),
-        copied: AtomicU64::new(0),
-        next: AtomicUsize::new(0),
+    let under_way = UnderWay::new(job, plan_index, leaves, snapshot::cut(leaves, &[]), 0);
+    try_join_all(snapshot.readers().iter().map(|reader| copy_chunks(&under_way, loader, reader))).await?;
+    Ok(under_way.copied())
+}
+
+/// One connection takes chunk after chunk.
+async fn copy_chunks(under_way: &UnderWay<'_>, loader: &KafkaLoader, reader: &Client) -> Result<(), Broken> {
+    let report = |rows| {
+        under_way.advance(rows);
+        under_way.metrics().snapshot_rows.inc_by(rows);
     };
-    copying.report(job, 0);
-    try_join_all(snapshot.readers().iter().map(|reader| copying.run(job, loader, reader))).await?;
-    Ok(copying.copied.into_inner())
-}
-
-/// A table whose chunks are under way.
-struct Copying {
-    plan_index: usize,
-    chunks: Vec<Chunk>,
-    estimated: u64,
-    copied: AtomicU64,
-    next: AtomicUsize,
-}
-
-impl Copying {
-    fn report(&self, job: &CopyJob, rows: u64) {
-        let copied = self.copied.fetch_add(rows, Ordering::Relaxed) + rows;
-        job.observed.copying(self.plan_index, copied, self.estimated.max(copied));
-        job.observed.tables[self.plan_index].snapshot_rows.inc_by(rows);
+    let failed = |error| broken(under_way.job, under_way.plan_index, error);
+    let mut lane = loader.lane(reader).map_err(failed)?;
+    while let Some((_, chunk)) = under_way.take() {
+        lane.load(chunk, report).await.map_err(failed)?;
     }
-
-    /// One connection takes chunk after chunk.
-    async fn run(&self, job: &CopyJob, loader: &KafkaLoader, reader: &Client) -> Result<(), Broken> {
-        let failed = |error| broken(job, self.plan_index, error);
-        let mut lane = loader.lane(reader).map_err(failed)?;
-        while let Some(chunk) = self.chunks.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            lane.load(chunk, |rows| self.report(job, rows)).await.map_err(failed)?;
-        }
-        Ok(())
-    }
-}
-
-fn broken(job: &CopyJob, plan_index: usize, error: LoadError) -> Broken {
-    match error {
-        LoadError::Fenced => Broken::Fenced,
-        LoadError::Source(error) => Broken::Again(format!("source: {}", describe(&error))),
-        LoadError::Passing(message) => Broken::Again(format!("sink \"{}\": {message}", job.link.name)),
-        LoadError::Row(message) => Broken::Table { plan_index, message },
-        LoadError::There { lsn, .. } => {
-            let message = format!(
-                "its topic has the table as of {lsn}, and the journal, which had what came since, does not any more; its \
-                 rows would be told twice. {COPY_INTO_TOPIC_ANEW}"
-            );
-            Broken::Table { plan_index, message }
-        }
-    }
+    Ok(())
 }

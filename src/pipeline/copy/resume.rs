@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use tokio_postgres::Client;
 use tracing::info;
 
+use super::postgres::broken;
 use super::{Broken, CopyJob};
 use crate::lsn::Lsn;
 use crate::mapping::plan::{DeleteMode, Mode};
@@ -37,7 +38,7 @@ pub(super) struct Memory {
 pub(super) async fn recall(job: &CopyJob, client: &mut Client, anew: &BTreeSet<usize>) -> Result<Memory, Broken> {
     let names: Vec<_> = job.plans.iter().map(|&plan| name_text(&job.link.plans[plan].target)).collect();
     let adopted = cursor::adopt(client, &job.link.source, job.epoch, &names).await;
-    let mut adopted = adopted.map_err(|error| super::broken(job, None, error))?;
+    let mut adopted = adopted.map_err(|error| broken(job, None, error))?;
     let copies = job.plans.iter().zip(&names).filter_map(|(&plan, name)| Some((plan, adopted.remove(name)?)));
     Ok(Memory { copies: copies.collect(), anew: anew.clone() })
 }
@@ -66,7 +67,7 @@ impl Memory {
             let marks = Marks {
                 lsn: snapshot.lsn(),
                 xmin: snapshot.horizon().xmin,
-                target_layout: target_layout.map_err(|error| super::broken(job, Some(plan_index), error))?,
+                target_layout: target_layout.map_err(|error| broken(job, Some(plan_index), error))?,
                 plan: cursor::plan_digest(plan, &job.link.mask_key),
             };
             let mut outset = Outset { plan_index, leaves, marks, resumed: copies.remove(&plan_index) };
@@ -98,7 +99,7 @@ impl Memory {
         }
         for &plan_index in cleared.iter().rev() {
             let clearing = load::clear(client, job.epoch, &job.link.plans[plan_index]);
-            clearing.await.map_err(|error| super::broken(job, Some(plan_index), error))?;
+            clearing.await.map_err(|error| broken(job, Some(plan_index), error))?;
         }
         Ok(outsets)
     }

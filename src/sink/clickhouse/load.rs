@@ -20,8 +20,9 @@ use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 use crate::mapping::plan::{InputFrom, Mode, Plan};
 use crate::retry::Retry;
+use crate::sink::load::LoadError;
 use crate::sink::state::TableState;
-use crate::source::copy_rows::{CopyRows, CutShort, emptied};
+use crate::source::copy_rows::{CopyRows, emptied};
 use crate::source::snapshot::{Chunk, Part};
 use crate::tuple::Cell;
 use crate::value::clickhouse::rowbinary::reads_binary;
@@ -29,27 +30,6 @@ use crate::value::clickhouse::rowbinary::reads_binary;
 /// An insert is sent at this many bytes or rows: few parts, and one block each.
 const INSERT_BYTES: usize = 32 << 20;
 const INSERT_ROWS: u64 = 1_000_000;
-
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error("the source cannot be read")]
-    Source(#[source] tokio_postgres::Error),
-    /// Passes with time.
-    #[error("{0}")]
-    Passing(String),
-    /// The table does not take a row, or a row cannot be made.
-    #[error("{0}")]
-    Row(String),
-    /// Another daemon has taken over and copies by itself.
-    #[error("another daemon took over")]
-    Fenced,
-}
-
-impl From<CutShort> for LoadError {
-    fn from(error: CutShort) -> Self {
-        LoadError::Row(error.to_string())
-    }
-}
 
 /// Loads chunks into one server.
 pub struct ClickHouseLoader {

@@ -16,33 +16,10 @@ use crate::catalog::quote_ident;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 use crate::mapping::plan::Plan;
+use crate::sink::load::LoadError;
 use crate::sink::state::{StoredTable, TableState, name_text};
-use crate::source::copy_rows::{CopyRows, CutShort, emptied};
+use crate::source::copy_rows::{CopyRows, emptied};
 use crate::source::snapshot::{Chunk, Part};
-
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error("the source cannot be read")]
-    Source(#[source] tokio_postgres::Error),
-    /// Passes with time.
-    #[error("{0}")]
-    Passing(String),
-    /// The topic does not take a row, or a message cannot be made.
-    #[error("{0}")]
-    Row(String),
-    /// The topic has the table already: a copy was committed of which that was not known.
-    #[error("the topic has the table as of {lsn}")]
-    There { lsn: Lsn, until: Lsn },
-    /// Another daemon has taken over and copies by itself.
-    #[error("another daemon took over")]
-    Fenced,
-}
-
-impl From<CutShort> for LoadError {
-    fn from(error: CutShort) -> Self {
-        LoadError::Row(error.to_string())
-    }
-}
 
 impl From<KafkaFailure> for LoadError {
     fn from(failure: KafkaFailure) -> Self {
@@ -72,6 +49,16 @@ impl From<RegistryError> for LoadError {
 /// Rows between two reports of how far a copy is.
 const REPORT_ROWS: u64 = 4_096;
 
+/// How a table's copy begins.
+pub enum Begun {
+    Loading(KafkaLoader),
+    /// The topic has the table already: a copy was committed of which that was not known.
+    There {
+        lsn: Lsn,
+        until: Lsn,
+    },
+}
+
 /// Loads one table, all of it in one transaction.
 pub struct KafkaLoader {
     source: String,
@@ -92,13 +79,13 @@ impl KafkaLoader {
     ///
     /// # Errors
     /// The cluster does not answer, or another daemon has taken over.
-    pub async fn new(
+    pub async fn begin(
         cluster: Arc<Cluster>,
         source: &str,
         epoch: i64,
         plan: &Arc<Plan>,
         lsn: Lsn,
-    ) -> Result<KafkaLoader, LoadError> {
+    ) -> Result<Begun, LoadError> {
         // A daemon that has taken over is left in peace.
         let shown = cluster.look(source).await.map_err(LoadError::Passing)?.remembered.checkpoint;
         if shown.is_some_and(|stored| stored.epoch > epoch) {
@@ -115,12 +102,12 @@ impl KafkaLoader {
         let there = remembered.tables.get(&name_text(&plan.target)).filter(|record| record.is_filled());
         if let Some(record) = there {
             let StoredTable { lsn, until, .. } = record.stored(plan.target.clone()).map_err(LoadError::Row)?;
-            return Err(LoadError::There { lsn, until });
+            return Ok(Begun::There { lsn, until });
         }
         let schemas = register_plan(cluster.registry(), plan, &stored.identity.database).await?;
         producer.begin().await?;
         let messages = Messages::new(plan, &stored.identity.database, schemas).map_err(LoadError::Row)?;
-        Ok(KafkaLoader {
+        Ok(Begun::Loading(KafkaLoader {
             source: source.to_owned(),
             plan: plan.clone(),
             lsn,
@@ -130,7 +117,7 @@ impl KafkaLoader {
             schemas,
             cluster,
             producer,
-        })
+        }))
     }
 
     /// The way of one reader's rows to the topic.
