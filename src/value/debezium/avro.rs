@@ -7,13 +7,14 @@
 use std::collections::HashSet;
 
 use super::column::Column;
-use super::envelope::{self, Change, Envelope, Frame, Old, Order, SourceInfo};
+use super::envelope::{self, Change, Envelope, Event, Frame, Old, Order, SourceInfo};
+use super::form::Form;
 use super::names::{avro_field, avro_name, topic_name};
 use super::options::Options;
 use super::out::{Label, Out};
 use super::schema::{Schema, Shape};
-use super::shape::{Origin, ShapeError, undo_on_error};
-use super::table::{Image, Table};
+use super::shape::{Origin, ShapeError};
+use super::table::{RowSchemas, Table};
 use super::{EncodeError, ValueError};
 use crate::catalog::TableName;
 use crate::checkpoint::UnixMicros;
@@ -182,14 +183,11 @@ impl AvroShape {
     ) -> Result<AvroShape, ShapeError> {
         let (table, schemas) = Table::new(columns, key, options)?;
         let envelope = Envelope::new(Avro::new(&mut Vec::new()), origin, table_name);
-        let prefix = format!("{}.{}.{}", origin.name, table_name.schema, table_name.name);
-        let row = named(schemas.value, &format!("{prefix}.Value"))?;
+        let prefix = origin.prefix(table_name);
+        let RowSchemas { value, key } = schemas.named(&prefix);
         let name = avro_name(&format!("{}.Envelope", topic_name(&prefix)));
-        let value_schema = schema::text(&envelope::schema(name, row));
-        let key_schema = match schemas.key {
-            None => None,
-            Some(key) => Some(schema::text(&named(key, &format!("{prefix}.Key"))?)),
-        };
+        let value_schema = schema::text(&envelope::schema(name, adjusted(value)?));
+        let key_schema = key.map(adjusted).transpose()?.map(|key| schema::text(&key));
         Ok(AvroShape { table, envelope, key_schema, value_schema })
     }
 
@@ -209,17 +207,12 @@ impl AvroShape {
 
     /// As [`TableShape::key`](super::TableShape::key).
     pub fn key<'a>(&self, out: &mut Vec<u8>, row: impl Iterator<Item = Cell<'a>> + Clone) -> Result<(), EncodeError> {
-        let start = out.len();
-        let result = self.table.write_key(&mut Avro::new(out), row);
-        undo_on_error(out, start, result)
+        Form::Avro.put_key(out, &self.table, row)
     }
 
     /// As [`TableShape::key_changes`](super::TableShape::key_changes).
     pub fn key_changes<'a, R: Iterator<Item = Cell<'a>> + Clone>(&self, before: &Old<R>, after: R) -> bool {
-        match before {
-            Old::Key(old) => self.table.key_differs(Image::Key, old.clone(), after),
-            Old::Full(old) => self.table.key_differs(Image::Full, old.clone(), after),
-        }
+        self.table.key_changes(before, after)
     }
 
     /// As [`TableShape::value`](super::TableShape::value).
@@ -231,15 +224,13 @@ impl AvroShape {
         order: Option<Order>,
         now: UnixMicros,
     ) -> Result<(), EncodeError> {
-        let start = out.len();
         let frame = Frame { info: *info, order, now };
-        let result = self.envelope.write(&mut Avro::new(out), &self.table, change, &frame);
-        undo_on_error(out, start, result)
+        Form::Avro.put(out, Event { envelope: &self.envelope, table: &self.table, change, frame })
     }
 }
 
 /// A row's or key's schema with its name and its fields' such as Avro takes.
-fn named(schema: Schema, name: &str) -> Result<Schema, ShapeError> {
+fn adjusted(schema: Schema) -> Result<Schema, ShapeError> {
     let mut taken = HashSet::new();
     let shape = match schema.shape {
         Shape::Struct(fields) => {
@@ -255,5 +246,5 @@ fn named(schema: Schema, name: &str) -> Result<Schema, ShapeError> {
         }
         other => other,
     };
-    Ok(Schema { shape, name: Some(avro_name(name)), ..schema })
+    Ok(Schema { shape, name: schema.name.as_deref().map(avro_name), ..schema })
 }

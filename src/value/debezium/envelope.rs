@@ -6,6 +6,7 @@
 use std::io::Write as _;
 
 use super::EncodeError;
+use super::form::Payload;
 use super::out::{Label, Out};
 use super::shape::Origin;
 use super::table::{Image, Table};
@@ -114,6 +115,20 @@ pub(super) struct Frame {
     pub now: UnixMicros,
 }
 
+/// A change in its envelope.
+pub(super) struct Event<'e, R> {
+    pub envelope: &'e Envelope,
+    pub table: &'e Table,
+    pub change: &'e Change<R>,
+    pub frame: Frame,
+}
+
+impl<'a, R: Iterator<Item = Cell<'a>> + Clone> Payload for Event<'_, R> {
+    fn write<O: Out>(self, out: &mut O) -> Result<(), EncodeError> {
+        self.envelope.write(out, self.table, self.change, &self.frame)
+    }
+}
+
 /// What of the envelope is the same for all changes of a table, already encoded.
 pub(super) struct Envelope {
     /// The source up to its time.
@@ -191,7 +206,7 @@ impl Envelope {
         Envelope { source_head, source_database, source_table, labels }
     }
 
-    pub fn write<'a, O: Out, R: Iterator<Item = Cell<'a>> + Clone>(
+    fn write<'a, O: Out, R: Iterator<Item = Cell<'a>> + Clone>(
         &self,
         out: &mut O,
         table: &Table,

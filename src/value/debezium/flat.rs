@@ -9,12 +9,12 @@ use serde::Deserialize;
 use super::EncodeError;
 use super::column::Column;
 use super::envelope::{Change, Frame, Old, Order, SourceInfo, sequence_text, transaction_id_text};
-use super::json::Json;
+use super::form::{Form, Payload};
 use super::options::Options;
 use super::out::{Label, Out};
 use super::schema::{Schema, Shape};
-use super::shape::{Origin, ShapeError, undo_on_error, wrapper};
-use super::table::{Image, Table};
+use super::shape::{Origin, ShapeError};
+use super::table::{Image, RowSchemas, Table};
 use crate::catalog::TableName;
 use crate::checkpoint::UnixMicros;
 use crate::tuple::Cell;
@@ -105,7 +105,8 @@ pub struct FlatShape {
     handling: DeleteHandling,
     deleted: Label,
     added: Vec<Added>,
-    schemas: Option<(Vec<u8>, Vec<u8>)>,
+    key: Form,
+    value: Form,
 }
 
 impl FlatShape {
@@ -119,6 +120,7 @@ impl FlatShape {
         flat: &FlatOptions,
     ) -> Result<FlatShape, ShapeError> {
         let (table, schemas) = Table::new(columns, key, options)?;
+        let RowSchemas { mut value, key } = schemas.named(&origin.prefix(table_name));
         let handling = flat.delete_tombstone_handling_mode;
         let mut added = Vec::new();
         let mut fields = Vec::new();
@@ -131,17 +133,17 @@ impl FlatShape {
             added.push(Added { label: Label::new(&name), fact });
             fields.push((name, Schema::from(shape).optional()));
         }
-        let schemas = options.schemas.then(|| {
-            let prefix = format!("{}.{}.{}", origin.name, table_name.schema, table_name.name);
-            let mut value = schemas.value;
-            if let Shape::Struct(row) = &mut value.shape {
-                row.extend(fields);
-            }
-            let value = Schema { name: Some(format!("{prefix}.Value")), ..value };
-            let key = schemas.key.map(|key| Schema { name: Some(format!("{prefix}.Key")), ..key });
-            (key.map(|key| wrapper(&key)).unwrap_or_default(), wrapper(&value))
-        });
-        Ok(FlatShape { table, handling, deleted: Label::new("__deleted"), added, schemas })
+        if let Shape::Struct(row) = &mut value.shape {
+            row.extend(fields);
+        }
+        Ok(FlatShape {
+            table,
+            handling,
+            deleted: Label::new("__deleted"),
+            added,
+            key: key.map_or(Form::Json, |key| Form::json(options, &key)),
+            value: Form::json(options, &value),
+        })
     }
 
     pub fn has_key(&self) -> bool {
@@ -150,28 +152,12 @@ impl FlatShape {
 
     /// As [`TableShape::key`](super::TableShape::key).
     pub fn key<'a>(&self, out: &mut Vec<u8>, row: impl Iterator<Item = Cell<'a>> + Clone) -> Result<(), EncodeError> {
-        if !self.has_key() {
-            return Ok(());
-        }
-        let start = out.len();
-        let result = match &self.schemas {
-            None => self.table.write_key(&mut Json::<false> { out }, row),
-            Some((prefix, _)) => {
-                out.extend_from_slice(prefix);
-                let result = self.table.write_key(&mut Json::<true> { out }, row);
-                out.push(b'}');
-                result
-            }
-        };
-        undo_on_error(out, start, result)
+        self.key.put_key(out, &self.table, row)
     }
 
     /// As [`TableShape::key_changes`](super::TableShape::key_changes).
     pub fn key_changes<'a, R: Iterator<Item = Cell<'a>> + Clone>(&self, before: &Old<R>, after: R) -> bool {
-        match before {
-            Old::Key(old) => self.table.key_differs(Image::Key, old.clone(), after),
-            Old::Full(old) => self.table.key_differs(Image::Full, old.clone(), after),
-        }
+        self.table.key_changes(before, after)
     }
 
     /// Appends the message value of a change, if it has one.
@@ -204,39 +190,35 @@ impl FlatShape {
             Change::Update { before: Some(Old::Full(old)), .. } => Some(old.clone()),
             _ => None,
         };
-        let start = out.len();
         let frame = Frame { info: *info, order, now };
-        let result = match &self.schemas {
-            None => self.write(&mut Json::<false> { out }, row.clone(), image, whole_old, op, &frame),
-            Some((_, prefix)) => {
-                out.extend_from_slice(prefix);
-                let result = self.write(&mut Json::<true> { out }, row.clone(), image, whole_old, op, &frame);
-                out.push(b'}');
-                result
-            }
-        };
-        undo_on_error(out, start, result).map(|()| sent)
+        let row = FlatRow { shape: self, row: row.clone(), image, whole_old, op, frame };
+        self.value.put(out, row).map(|()| sent)
     }
+}
 
-    fn write<'a, O: Out, R: Iterator<Item = Cell<'a>>>(
-        &self,
-        out: &mut O,
-        row: R,
-        image: Image,
-        whole_old: Option<R>,
-        op: &str,
-        frame: &Frame,
-    ) -> Result<(), EncodeError> {
+/// A row with what is added to it.
+struct FlatRow<'s, R> {
+    shape: &'s FlatShape,
+    row: R,
+    image: Image,
+    whole_old: Option<R>,
+    op: &'static str,
+    frame: Frame,
+}
+
+impl<'a, R: Iterator<Item = Cell<'a>>> Payload for FlatRow<'_, R> {
+    fn write<O: Out>(self, out: &mut O) -> Result<(), EncodeError> {
+        let FlatShape { table, handling, deleted, added, .. } = self.shape;
         out.begin_struct();
-        self.table.write_columns(out, row, image, whole_old)?;
-        if matches!(self.handling, DeleteHandling::Rewrite | DeleteHandling::RewriteWithTombstone) {
-            out.field(&self.deleted);
+        table.write_columns(out, self.row, self.image, self.whole_old)?;
+        if matches!(handling, DeleteHandling::Rewrite | DeleteHandling::RewriteWithTombstone) {
+            out.field(deleted);
             out.some();
-            out.text(if op == "d" { b"true" } else { b"false" });
+            out.text(if self.op == "d" { b"true" } else { b"false" });
         }
-        for added in &self.added {
-            out.field(&added.label);
-            added.fact.write(out, op, frame);
+        for Added { label, fact } in added {
+            out.field(label);
+            fact.write(out, self.op, &self.frame);
         }
         out.end_struct();
         Ok(())

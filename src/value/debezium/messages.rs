@@ -1,11 +1,10 @@
 //! Messages that are of no row: where transactions begin and end, and heartbeats.
 
-use super::avro::Avro;
+use super::EncodeError;
 use super::envelope::transaction_id_text;
-use super::json::Json;
+use super::form::{Form, Payload};
 use super::out::{Label, Out};
 use super::schema::{Schema, Shape};
-use super::shape::wrapper;
 use crate::checkpoint::UnixMicros;
 use crate::lsn::Lsn;
 
@@ -50,9 +49,8 @@ impl Message {
 
 /// Writes the messages of a source.
 pub struct Messages {
-    encoding: Encoding,
-    /// By [`Message`]; what stands before each where schemas are sent.
-    prefixes: [Vec<u8>; 4],
+    /// By [`Message`].
+    forms: [Form; 4],
     labels: Labels,
 }
 
@@ -69,9 +67,10 @@ struct Labels {
 impl Messages {
     pub fn new(encoding: Encoding) -> Messages {
         let all = [Message::TransactionKey, Message::TransactionValue, Message::HeartbeatKey, Message::HeartbeatValue];
-        let prefix = |message: Message| match encoding {
-            Encoding::Json { schemas: true } => wrapper(&message.schema()),
-            Encoding::Json { schemas: false } | Encoding::Avro => Vec::new(),
+        let form = |message: Message| match encoding {
+            Encoding::Json { schemas: true } => Form::json_with_schema(&message.schema()),
+            Encoding::Json { schemas: false } => Form::Json,
+            Encoding::Avro => Form::Avro,
         };
         let labels = Labels {
             status: Label::new("status"),
@@ -82,7 +81,7 @@ impl Messages {
             ts_ms: Label::new("ts_ms"),
             server_name: Label::new("serverName"),
         };
-        Messages { encoding, prefixes: all.map(prefix), labels }
+        Messages { forms: all.map(form), labels }
     }
 
     /// The schema to register for a message in Avro.
@@ -92,40 +91,38 @@ impl Messages {
 
     /// Appends the key of a boundary's message.
     pub fn transaction_key(&self, out: &mut Vec<u8>, xid: u32, lsn: Lsn) {
-        self.write(out, Message::TransactionKey, &Fields { xid, lsn, ..Fields::of(&self.labels) });
+        self.put(out, Fields { xid, lsn, ..self.fields(Message::TransactionKey) });
     }
 
     /// Appends the value of a boundary's message; `lsn` is the boundary's own.
     pub fn transaction_value(&self, out: &mut Vec<u8>, xid: u32, lsn: Lsn, at: UnixMicros, boundary: &Boundary<'_>) {
-        let fields = Fields { xid, lsn, at, boundary: *boundary, ..Fields::of(&self.labels) };
-        self.write(out, Message::TransactionValue, &fields);
+        self.put(out, Fields { xid, lsn, at, boundary: *boundary, ..self.fields(Message::TransactionValue) });
     }
 
     /// Appends the key of a heartbeat: the source's logical name.
     pub fn heartbeat_key(&self, out: &mut Vec<u8>, name: &str) {
-        self.write(out, Message::HeartbeatKey, &Fields { name, ..Fields::of(&self.labels) });
+        self.put(out, Fields { name, ..self.fields(Message::HeartbeatKey) });
     }
 
     /// Appends the value of a heartbeat.
     pub fn heartbeat_value(&self, out: &mut Vec<u8>, now: UnixMicros) {
-        self.write(out, Message::HeartbeatValue, &Fields { at: now, ..Fields::of(&self.labels) });
+        self.put(out, Fields { at: now, ..self.fields(Message::HeartbeatValue) });
     }
 
-    fn write(&self, out: &mut Vec<u8>, message: Message, fields: &Fields<'_>) {
-        match self.encoding {
-            Encoding::Avro => fields.write(&mut Avro::new(out), message),
-            Encoding::Json { schemas: false } => fields.write(&mut Json::<false> { out }, message),
-            Encoding::Json { schemas: true } => {
-                out.extend_from_slice(&self.prefixes[message as usize]);
-                fields.write(&mut Json::<true> { out }, message);
-                out.push(b'}');
-            }
-        }
+    fn fields(&self, message: Message) -> Fields<'_> {
+        let labels = &self.labels;
+        Fields { message, labels, xid: 0, lsn: Lsn::ZERO, at: UnixMicros(0), boundary: Boundary::Begin, name: "" }
+    }
+
+    fn put(&self, out: &mut Vec<u8>, fields: Fields<'_>) {
+        let put = self.forms[fields.message as usize].put(out, fields);
+        put.expect("only a value of a row may have no form");
     }
 }
 
 /// What a message says; of each, only some.
 struct Fields<'a> {
+    message: Message,
     labels: &'a Labels,
     xid: u32,
     lsn: Lsn,
@@ -134,14 +131,10 @@ struct Fields<'a> {
     name: &'a str,
 }
 
-impl<'a> Fields<'a> {
-    fn of(labels: &'a Labels) -> Fields<'a> {
-        Fields { labels, xid: 0, lsn: Lsn::ZERO, at: UnixMicros(0), boundary: Boundary::Begin, name: "" }
-    }
-
-    fn write<O: Out>(&self, out: &mut O, message: Message) {
+impl Payload for Fields<'_> {
+    fn write<O: Out>(self, out: &mut O) -> Result<(), EncodeError> {
         out.begin_struct();
-        match message {
+        match self.message {
             Message::TransactionKey => self.write_id(out),
             Message::TransactionValue => self.write_boundary(out),
             Message::HeartbeatKey => {
@@ -151,8 +144,11 @@ impl<'a> Fields<'a> {
             Message::HeartbeatValue => self.write_time(out),
         }
         out.end_struct();
+        Ok(())
     }
+}
 
+impl Fields<'_> {
     fn write_id<O: Out>(&self, out: &mut O) {
         out.field(&self.labels.id);
         transaction_id_text(out, self.xid, self.lsn);

@@ -22,6 +22,7 @@ mod column;
 mod decimal;
 mod envelope;
 mod flat;
+mod form;
 mod json;
 mod messages;
 mod names;

@@ -2,12 +2,12 @@
 
 use super::EncodeError;
 use super::column::Column;
-use super::envelope::{self, Change, Envelope, Frame, Old, Order, SourceInfo};
+use super::envelope::{self, Change, Envelope, Event, Frame, Old, Order, SourceInfo};
+use super::form::Form;
 use super::json::Json;
 use super::names::topic_name;
 use super::options::Options;
-use super::schema::Schema;
-use super::table::{Image, Table};
+use super::table::{RowSchemas, Table};
 use crate::catalog::TableName;
 use crate::checkpoint::UnixMicros;
 use crate::tuple::Cell;
@@ -20,6 +20,13 @@ pub struct Origin<'a> {
     /// Debezium's `topic.prefix`, the logical name of the source.
     pub name: &'a str,
     pub database: &'a str,
+}
+
+impl Origin<'_> {
+    /// What the names of a table's schemas begin with.
+    pub(super) fn prefix(&self, table: &TableName) -> String {
+        format!("{}.{}.{}", self.name, table.schema, table.name)
+    }
 }
 
 /// Why a table's events have no shape.
@@ -39,13 +46,8 @@ pub enum ShapeError {
 pub struct TableShape {
     table: Table,
     envelope: Envelope,
-    /// What stands before a key and before a value where schemas are sent: `{"schema":…,"payload":`.
-    schemas: Option<Prefixes>,
-}
-
-struct Prefixes {
-    key: Vec<u8>,
-    value: Vec<u8>,
+    key: Form,
+    value: Form,
 }
 
 impl TableShape {
@@ -59,14 +61,15 @@ impl TableShape {
     ) -> Result<TableShape, ShapeError> {
         let (table, schemas) = Table::new(columns, key, options)?;
         let envelope = Envelope::new(Json::<false> { out: &mut Vec::new() }, origin, table_name);
-        let schemas = options.schemas.then(|| {
-            let prefix = format!("{}.{}.{}", origin.name, table_name.schema, table_name.name);
-            let named = |schema: Schema, suffix: &str| Schema { name: Some(format!("{prefix}.{suffix}")), ..schema };
-            let value = envelope::schema(format!("{}.Envelope", topic_name(&prefix)), named(schemas.value, "Value"));
-            let key = schemas.key.map(|key| wrapper(&named(key, "Key"))).unwrap_or_default();
-            Prefixes { key, value: wrapper(&value) }
-        });
-        Ok(TableShape { table, envelope, schemas })
+        let prefix = origin.prefix(table_name);
+        let RowSchemas { value, key } = schemas.named(&prefix);
+        let value = envelope::schema(format!("{}.Envelope", topic_name(&prefix)), value);
+        Ok(TableShape {
+            table,
+            envelope,
+            key: key.map_or(Form::Json, |key| Form::json(options, &key)),
+            value: Form::json(options, &value),
+        })
     }
 
     /// Whether the table's messages have a key. Without one, Debezium's key is null.
@@ -80,28 +83,12 @@ impl TableShape {
     /// # Errors
     /// Nothing was appended then.
     pub fn key<'a>(&self, out: &mut Vec<u8>, row: impl Iterator<Item = Cell<'a>> + Clone) -> Result<(), EncodeError> {
-        if !self.has_key() {
-            return Ok(());
-        }
-        let start = out.len();
-        let result = match &self.schemas {
-            None => self.table.write_key(&mut Json::<false> { out }, row),
-            Some(prefixes) => {
-                out.extend_from_slice(&prefixes.key);
-                let result = self.table.write_key(&mut Json::<true> { out }, row);
-                out.push(b'}');
-                result
-            }
-        };
-        undo_on_error(out, start, result)
+        self.key.put_key(out, &self.table, row)
     }
 
     /// Whether an UPDATE gives the row another key: it is then sent as a delete and a create.
     pub fn key_changes<'a, R: Iterator<Item = Cell<'a>> + Clone>(&self, before: &Old<R>, after: R) -> bool {
-        match before {
-            Old::Key(old) => self.table.key_differs(Image::Key, old.clone(), after),
-            Old::Full(old) => self.table.key_differs(Image::Full, old.clone(), after),
-        }
+        self.table.key_changes(before, after)
     }
 
     /// Appends the message value of a change: Debezium's envelope. After a delete comes a tombstone, a message with the same
@@ -117,36 +104,7 @@ impl TableShape {
         order: Option<Order>,
         now: UnixMicros,
     ) -> Result<(), EncodeError> {
-        let start = out.len();
         let frame = Frame { info: *info, order, now };
-        let result = match &self.schemas {
-            None => self.envelope.write(&mut Json::<false> { out }, &self.table, change, &frame),
-            Some(prefixes) => {
-                out.extend_from_slice(&prefixes.value);
-                let result = self.envelope.write(&mut Json::<true> { out }, &self.table, change, &frame);
-                out.push(b'}');
-                result
-            }
-        };
-        undo_on_error(out, start, result)
+        self.value.put(out, Event { envelope: &self.envelope, table: &self.table, change, frame })
     }
-}
-
-pub(super) fn undo_on_error(
-    out: &mut Vec<u8>,
-    start: usize,
-    result: Result<(), EncodeError>,
-) -> Result<(), EncodeError> {
-    if result.is_err() {
-        out.truncate(start);
-    }
-    result
-}
-
-/// `{"schema":…,"payload":`, to be closed behind the payload.
-pub(super) fn wrapper(schema: &Schema) -> Vec<u8> {
-    let mut out = b"{\"schema\":".to_vec();
-    schema.write_json(&mut out, None);
-    out.extend_from_slice(b",\"payload\":");
-    out
 }

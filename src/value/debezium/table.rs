@@ -1,6 +1,7 @@
 //! A table's rows: one writer a column, in the order in which the wire has them.
 
 use super::column::{Column, choose};
+use super::envelope::Old;
 use super::options::Options;
 use super::out::{Label, Out};
 use super::schema::{Schema, Shape};
@@ -43,6 +44,14 @@ pub(super) struct RowSchemas {
     pub value: Schema,
     /// `None` without a key.
     pub key: Option<Schema>,
+}
+
+impl RowSchemas {
+    /// With their names, which begin with the table's.
+    pub fn named(self, prefix: &str) -> RowSchemas {
+        let named = |schema: Schema, suffix: &str| Schema { name: Some(format!("{prefix}.{suffix}")), ..schema };
+        RowSchemas { value: named(self.value, "Value"), key: self.key.map(|key| named(key, "Key")) }
+    }
 }
 
 impl Table {
@@ -93,8 +102,15 @@ impl Table {
         Ok(())
     }
 
-    /// Whether the key differs between the images, as far as both have it.
-    pub fn key_differs<'a>(
+    /// Whether a row has another key than the row before it, as far as both have it.
+    pub fn key_changes<'a, R: Iterator<Item = Cell<'a>> + Clone>(&self, before: &Old<R>, after: R) -> bool {
+        match before {
+            Old::Key(old) => self.key_differs(Image::Key, old.clone(), after),
+            Old::Full(old) => self.key_differs(Image::Full, old.clone(), after),
+        }
+    }
+
+    fn key_differs<'a>(
         &self,
         image: Image,
         old: impl Iterator<Item = Cell<'a>> + Clone,
