@@ -116,7 +116,7 @@ impl Stage {
         Ok(rows)
     }
 
-    fn records(&self, table: &str) -> Result<Vec<Record>> {
+    pub fn records(&self, table: &str) -> Result<Vec<Record>> {
         read_committed(&self.kafka, &format!("src.public.{table}"))
     }
 

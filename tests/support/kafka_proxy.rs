@@ -29,10 +29,9 @@ pub struct Step(pub i16, pub &'static [&'static str]);
 
 impl Step {
     fn is(&self, request: &[u8]) -> bool {
-        let has = |word: &str| request.windows(word.len()).any(|window| window == word.as_bytes());
         let fits = |word: &&str| match word.strip_prefix('!') {
-            Some(absent) => !has(absent),
-            None => has(word),
+            Some(absent) => !has(request, absent),
+            None => has(request, word),
         };
         kind(request) == Some(self.0) && self.1.iter().all(fits)
     }
@@ -60,6 +59,8 @@ struct State {
     struck: u64,
     /// Late requests may go.
     released: bool,
+    /// Partitions of a topic with this in its name are added to no transaction, and said to be.
+    forgotten: Option<&'static str>,
     closed: bool,
 }
 
@@ -87,6 +88,13 @@ impl Shared {
         }
         state.path.remove(0);
         if state.path.is_empty() { state.fate.take() } else { None }
+    }
+
+    /// What the daemon hears in the broker's place.
+    fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+        let word = self.state().forgotten?;
+        let is_forgotten = kind(request) == Some(ADD_PARTITIONS) && has(request, word);
+        is_forgotten.then(|| added(request)).flatten()
     }
 
     fn strike(&self, signal: &str) {
@@ -147,6 +155,12 @@ impl KafkaProxy {
         self.shared.changed.notify_all();
     }
 
+    /// From now on the broker is not told that a transaction has partitions of a topic with `word` in its name, and the
+    /// daemon hears that it was: that leaves the end of the transaction out there, as some brokers do (KAFKA-20734).
+    pub fn forget(&self, word: Option<&'static str>) {
+        self.shared.state().forgotten = word;
+    }
+
     pub fn struck(&self) -> u64 {
         self.shared.state().struck
     }
@@ -167,6 +181,14 @@ impl Drop for KafkaProxy {
     }
 }
 
+/// What becomes of a frame.
+enum Carry {
+    Yes,
+    No,
+    /// Nor of any later one.
+    End,
+}
+
 /// One connection, carried by two threads.
 struct Line {
     shared: Arc<Shared>,
@@ -182,50 +204,91 @@ impl Line {
         }
         let (there, back) = ((client.try_clone()?, server.try_clone()?), (server, client));
         let other = Arc::clone(&line);
-        thread::spawn(move || line.pump(there.0, there.1, Line::forth));
-        thread::spawn(move || other.pump(back.0, back.1, Line::back));
+        let mut daemon = back.1.try_clone()?;
+        thread::spawn(move || {
+            line.pump(there.0, there.1, |request| match line.shared.answer(request) {
+                Some(answer) => daemon.write_all(&answer).map(|()| Carry::No).unwrap_or(Carry::End),
+                None => line.forth(request),
+            });
+        });
+        thread::spawn(move || other.pump(back.0, back.1, |answer| other.back(answer)));
         Ok(())
     }
 
     /// Carries frames until either end closes or `pass` says that this is the end.
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream, pass: fn(&Line, &[u8]) -> bool) {
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, mut pass: impl FnMut(&[u8]) -> Carry) {
         while let Ok(frame) = read_frame(&mut from) {
-            if !pass(self, &frame[4..]) || to.write_all(&frame).is_err() {
-                break;
+            match pass(&frame[4..]) {
+                Carry::No => {}
+                Carry::Yes if to.write_all(&frame).is_ok() => {}
+                Carry::Yes | Carry::End => break,
             }
         }
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
     }
 
-    fn forth(&self, request: &[u8]) -> bool {
+    fn forth(&self, request: &[u8]) -> Carry {
         match self.shared.fate_of(request) {
-            None => true,
+            None => Carry::Yes,
             Some(Fate::Unsent) => {
                 self.shared.strike("KILL");
-                false
+                Carry::End
             }
             Some(Fate::Unanswered) => {
                 let number = request.get(4..8).and_then(|bytes| bytes.try_into().ok());
                 *self.last.lock().unwrap_or_else(PoisonError::into_inner) = number;
-                true
+                Carry::Yes
             }
             Some(Fate::Late) => {
                 self.shared.strike("STOP");
                 drop(self.shared.wait(self.shared.state(), |state| state.released));
-                true
+                Carry::Yes
             }
         }
     }
 
-    fn back(&self, answer: &[u8]) -> bool {
+    fn back(&self, answer: &[u8]) -> Carry {
         let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|number| !answer.starts_with(&number)) {
-            return true;
+            return Carry::Yes;
         }
         self.shared.strike("KILL");
-        false
+        Carry::End
     }
+}
+
+fn has(request: &[u8], word: &str) -> bool {
+    request.windows(word.len()).any(|window| window == word.as_bytes())
+}
+
+/// The answer that all partitions of a request were added. Protocol guide, AddPartitionsToTxn, version 0: who, what and to
+/// which transaction, then an array of topics with arrays of partitions; in the answer each of these has a code.
+fn added(request: &[u8]) -> Option<Vec<u8>> {
+    let number = |at: usize| Some(i32::from_be_bytes(request.get(at..at + 4)?.try_into().ok()?));
+    let text = |at: usize| Some(at + 2 + usize::from(u16::from_be_bytes(request.get(at..at + 2)?.try_into().ok()?)));
+    // Behind the client's name, the transaction's, and the producer's id and epoch.
+    let mut at = text(text(8)?)? + 10;
+    let mut answer = [0, 0, 0, 0].to_vec();
+    answer.extend_from_slice(request.get(4..8)?);
+    answer.extend_from_slice(&[0, 0, 0, 0]);
+    answer.extend_from_slice(request.get(at..at + 4)?);
+    let topics = number(at)?;
+    at += 4;
+    for _ in 0..topics {
+        let end = text(at)?;
+        answer.extend_from_slice(request.get(at..end + 4)?);
+        let partitions = number(end)?;
+        at = end + 4;
+        for _ in 0..partitions {
+            answer.extend_from_slice(request.get(at..at + 4)?);
+            answer.extend_from_slice(&[0, 0]);
+            at += 4;
+        }
+    }
+    let length = u32::try_from(answer.len() - 4).ok()?;
+    answer[..4].copy_from_slice(&length.to_be_bytes());
+    Some(answer)
 }
 
 fn kind(request: &[u8]) -> Option<i16> {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::address::KafkaAddress;
 use super::failure::KafkaFailure;
+use super::left_open::{Owners, end_left_open, end_left_open_state};
 use super::producer::Producer;
 use super::registry::Registry;
 use super::state::{CheckpointRecord, StateKey, TableRecord};
@@ -139,14 +140,19 @@ impl Cluster {
         self.connect(&address, source, COPIES).await
     }
 
-    /// Fences whoever wrote for a source before, and ends what they left open. Answers the producer for its changes.
-    pub async fn fence(&self, source: &str) -> Result<Producer, KafkaFailure> {
+    /// Fences whoever wrote for a source before, and ends what they left open. Answers the producers for its changes and for
+    /// its first copies.
+    pub async fn fence(&self, source: &str) -> Result<(Producer, Producer), KafkaFailure> {
         let fenced = tokio::try_join!(
             self.producer(source),
             self.copy_producer(source),
             self.connect(&self.address, source, STATES)
         );
-        fenced.map(|(producer, _, _)| producer)
+        let (mut changes, mut copies, mut states) = fenced?;
+        let writers = vec![&mut changes, &mut copies, &mut states];
+        let ended = self.end_left_open_state(source, writers).await;
+        ended.map_err(|message| KafkaFailure::Transient { message })?;
+        Ok((changes, copies))
     }
 
     /// Makes a source's state topic if it is not there.
@@ -193,6 +199,21 @@ impl Cluster {
         Remembered::read(&rows.map_err(|failure| failure.to_string())?)
     }
 
+    /// Gives up what brokers have left open of a source's state, if these writers did it, and they are fenced.
+    pub async fn end_left_open_state(&self, source: &str, writers: Vec<&mut Producer>) -> Result<(), String> {
+        let shown = self.look(source).await?;
+        if shown.is_settled {
+            return Ok(());
+        }
+        let ended = end_left_open_state(&self.address, &self.state_topic(source), &shown.remembered, writers).await;
+        ended.map_err(|failure| failure.to_string())
+    }
+
+    /// Gives up what brokers have left open of a source that was not committed.
+    pub async fn end_left_open(&self, remembered: &Remembered, owners: Owners<'_>) -> Result<(), String> {
+        end_left_open(&self.address, remembered, owners).await.map_err(|failure| failure.to_string())
+    }
+
     /// Sets a table's state; makes the record if there is none.
     pub async fn write_table(
         &self,
@@ -227,7 +248,7 @@ impl Cluster {
     pub async fn create_checkpoint(&self, source: &str, at: Lsn, identity: &SourceIdentity) -> Result<(), String> {
         let failed = |failure: KafkaFailure| failure.to_string();
         self.ensure_state(source).await?;
-        let mut producer = self.fence(source).await.map_err(failed)?;
+        let (mut producer, _) = self.fence(source).await.map_err(failed)?;
         if self.read(source).await?.checkpoint.is_some() {
             return Ok(());
         }
@@ -240,10 +261,13 @@ impl Cluster {
 
     /// Takes a source over: who wrote for it before is fenced from here on. `None` if somebody wrote after `seen` was read.
     pub async fn take_over(&self, source: &str, seen: &StoredCheckpoint, timeline: u32) -> Result<Option<i64>, String> {
-        let mut producer = self.fence(source).await.map_err(|failure| failure.to_string())?;
-        if self.read(source).await?.checkpoint.as_ref() != Some(seen) {
+        let (mut producer, mut copies) = self.fence(source).await.map_err(|failure| failure.to_string())?;
+        let remembered = self.read(source).await?;
+        if remembered.checkpoint.as_ref() != Some(seen) {
             return Ok(None);
         }
+        let owners = Owners { changes: &mut producer, copies: Some(&mut copies) };
+        self.end_left_open(&remembered, owners).await?;
         let epoch = seen.epoch + 1;
         let identity = SourceIdentity { timeline, ..seen.identity.clone() };
         let record = CheckpointRecord::new(&seen.checkpoint, &identity, epoch).to_bytes();

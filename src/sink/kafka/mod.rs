@@ -7,7 +7,8 @@
 //! address   where the brokers are, and how a client is set up   ─┬─▶ producer   begin ▶ send … ▶ commit   ─┬─▶ apply, load
 //! failure   what went wrong, as one of five verdicts            ─┤                                         │
 //! registry  schemas go in, their numbers come back              ─┤                                         │
-//! partition which partition a key belongs to                    ─┴─▶ topics     create, count, read back  ─┴─▶ cluster
+//! partition which partition a key belongs to                    ─┴─▶ topics     create, count, read back  ─┼─▶ cluster
+//!                                                                    left_open  what brokers did not end  ─┘
 //! ```
 //!
 //! Beside rows, if asked: `transactions` tells where each begins and ends and numbers its events, `heartbeat` that we are there;
@@ -22,6 +23,7 @@ pub mod cluster;
 pub mod encode;
 pub mod failure;
 mod heartbeat;
+pub mod left_open;
 pub mod load;
 pub mod oversize;
 pub mod partition;

@@ -182,10 +182,7 @@ impl Producer {
     /// whether it was: connect anew and read the checkpoint.
     pub async fn commit(&mut self) -> Result<(), KafkaFailure> {
         assert_eq!(self.state, State::Open, "a transaction is committed that was begun");
-        while self.reports().reported() < self.sent.load(Ordering::Relaxed) {
-            self.progress().await?;
-        }
-        self.delivered().await?;
+        self.deliver().await?;
         self.state = State::Unknown;
         let outcome = self.in_slices("commit a transaction", END_WITHIN, commit).await;
         self.state = match &outcome {
@@ -194,6 +191,14 @@ impl Producer {
             Err(_) => State::Unknown,
         };
         outcome.map_err(|ended| ended.failure)
+    }
+
+    /// Waits until every record is delivered.
+    pub(super) async fn deliver(&self) -> Result<(), KafkaFailure> {
+        while self.reports().reported() < self.sent.load(Ordering::Relaxed) {
+            self.progress().await?;
+        }
+        self.delivered().await
     }
 
     /// Gives up every record since [`Producer::begin`]. After that the producer may be of no more use: see

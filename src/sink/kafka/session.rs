@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::KafkaSink;
 use super::cluster::{Cluster, Looked, Remembered};
+use super::left_open::Owners;
 use super::producer::Producer;
 use crate::checkpoint::SourceIdentity;
 use crate::sink::ApplyError;
@@ -37,8 +38,11 @@ impl KafkaSession {
         if shown.is_some_and(|stored| stored.epoch > epoch) {
             return Ok(());
         }
-        let producer = self.cluster.producer(source).await.map_err(|failure| failure.to_string())?;
+        let mut producer = self.cluster.producer(source).await.map_err(|failure| failure.to_string())?;
+        self.cluster.end_left_open_state(source, vec![&mut producer]).await?;
         let remembered = self.cluster.read(source).await?;
+        let owners = Owners { changes: &mut producer, copies: None };
+        self.cluster.end_left_open(&remembered, owners).await?;
         self.held = Some((producer, Arc::new(remembered)));
         Ok(())
     }

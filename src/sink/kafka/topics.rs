@@ -26,7 +26,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const SETTLED_WITHIN: Duration = Duration::from_secs(75);
 
 /// How often it is looked whether it still is.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Makes a topic unless there is one of that name, whatever that looks like: see [`partition_counts`].
 ///
@@ -170,7 +170,7 @@ pub async fn look_at_compacted(address: &KafkaAddress, topic: &str) -> Result<Op
 }
 
 /// Runs what blocks where it may; told to give up when nobody waits any more.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce(&Handle, &AtomicBool) -> Result<T, KafkaFailure> + Send + 'static,
 ) -> Result<T, KafkaFailure> {
@@ -188,7 +188,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// A client that reads. Its end takes a tenth of a second, for which nobody waits.
-struct Reading(Option<BaseConsumer<Reports>>);
+pub(super) struct Reading(Option<BaseConsumer<Reports>>);
 
 impl Deref for Reading {
     type Target = BaseConsumer<Reports>;
@@ -208,7 +208,7 @@ impl Drop for Reading {
     }
 }
 
-fn reader(address: &KafkaAddress, isolation_level: &str) -> Result<Reading, KafkaFailure> {
+pub(super) fn reader(address: &KafkaAddress, isolation_level: &str) -> Result<Reading, KafkaFailure> {
     let made = address.reader(isolation_level).create_with_context(Reports::default());
     made.map(|client| Reading(Some(client))).map_err(|err| KafkaFailure::of("connect", "", &err))
 }
@@ -225,7 +225,7 @@ fn partition_count(reader: &BaseConsumer<Reports>, topic: &str) -> Result<Option
 }
 
 /// Asks again while brokers are not reached, up to a limit.
-fn patiently<T>(
+pub(super) fn patiently<T>(
     reader: &BaseConsumer<Reports>,
     what: &str,
     topic: &str,
