@@ -13,7 +13,7 @@ use crate::support::kafka::Kafka;
 use crate::support::kcat::{Record, read_committed};
 use crate::support::pair::{DATABASE, SOON};
 use crate::support::postgres::Version;
-use crate::support::registry::{API, Registry};
+use crate::support::registry::{API, READER_ALONE, Registry};
 use crate::support::tls_proxy::TlsProxy;
 use crate::support::wait::{Look, eventually};
 
@@ -357,6 +357,16 @@ async fn a_schema_that_the_registry_refuses_stops_its_table_and_loses_nothing() 
     stage.registry.register("src.public.refused-value", "\"string\"")?;
     stage.registry.set_compatibility("src.public.refused-value", "BACKWARD")?;
 
+    // Whom it does not know, it does not let in.
+    let as_user = |user: &str| format!("schema_registry = {{ url = \"{}\" }}", stage.registry.url_of(user));
+    stage.configure(&as_user("tail:wr0ng"), &mappings)?;
+    for verb in ["check", "run"] {
+        let outcome = stage.home.command(&[verb])?;
+        let told = outcome.stdout + &outcome.stderr;
+        ensure!(outcome.status.code() == Some(3) && told.contains("does not let us in (401)"), "{verb} says {told}");
+        ensure!(!told.contains("wr0ng"), "{verb} tells the password");
+    }
+
     // Over TLS, believed by whom its authority is known to.
     let certificates = Certificates::make(&stage.home.path().join("ours"))?;
     let others = Certificates::make(&stage.home.path().join("others"))?;
@@ -373,6 +383,14 @@ async fn a_schema_that_the_registry_refuses_stops_its_table_and_loses_nothing() 
     stage.configure(&over_tls(&certificates.root, beside), &mappings)?;
     stage.home.setup()?;
     ensure!(proxy.greeted() > 0, "nobody asked over TLS");
+
+    // Who may read schemas, and not write them, finds nothing wrong until there is one to be written.
+    stage.configure(&format!("{}\n{beside}", as_user(READER_ALONE)), &mappings)?;
+    stage.home.must(&["check"])?;
+    let mut daemon = stage.home.run()?;
+    let status = daemon.wait_ended(SOON)?;
+    ensure!(status.code() == Some(1) && daemon.log().contains("does not let us in (403)"), "it ended with {status}");
+    stage.configure(&over_tls(&certificates.root, beside), &mappings)?;
 
     let mut daemon = stage.home.run()?;
     stage.catch_up(&mut daemon, &["streaming", "quarantined"]).await?;

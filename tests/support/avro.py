@@ -1,6 +1,6 @@
 """Reads Avro as Confluent's clients write it, by fastavro alone: the schema comes from the registry, by the message's number.
 
-    python avro.py REGISTRY_URL < messages
+    python avro.py REGISTRY_URL AUTHORIZATION < messages
 
 A line of standard input is one message in hexadecimal, a line of standard output what it says, as JSON: bytes are base64, and
 floating-point numbers that JSON has no word for are text. What is not a whole message, and no more, ends it.
@@ -40,7 +40,8 @@ def main():
             sys.exit(f"a message begins with {message[0]} and not 0")
         number = int.from_bytes(message[1:5], "big")
         if number not in schemas:
-            with urllib.request.urlopen(f"{registry}/schemas/ids/{number}") as answer:
+            asked = urllib.request.Request(f"{registry}/schemas/ids/{number}", headers={"Authorization": sys.argv[2]})
+            with urllib.request.urlopen(asked) as answer:
                 schemas[number] = fastavro.parse_schema(json.loads(json.load(answer)["schema"]))
         datum = io.BytesIO(message[5:])
         value = fastavro.schemaless_reader(datum, schemas[number])

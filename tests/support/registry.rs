@@ -1,5 +1,5 @@
 //! A private schema registry in a scratch directory, on a free port of 127.0.0.1: Apicurio Registry with its memory for a
-//! store, from the archive that `tests/install.sh` unpacks below the target directory. It speaks Confluent's API. What is
+//! store, which lets in whom it knows by user and password, from the archive that `tests/install.sh` unpacks below the target directory. It speaks Confluent's API. What is
 //! written under its schemas is read by `avro.py`, which shares no code with the daemon.
 
 use std::fs::{self, File};
@@ -29,6 +29,30 @@ pub const API: &str = "/apis/ccompat/v7";
 /// How its JVM runs: small, and quick to start rather than quick in the end.
 const JVM: &[&str] = &["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"];
 
+/// Who may do everything, who may only read, and the first of them as HTTP has it.
+pub const WRITER: &str = "tail:s3cret";
+pub const READER_ALONE: &str = "guest:s3cret";
+const AUTHORIZATION: &str = "Basic dGFpbDpzM2NyZXQ=";
+
+/// Basic authentication, as Quarkus has it; without these Apicurio asks nobody.
+const SECURITY: &[(&str, &str)] = &[
+    ("oidc.tenant-enabled", "false"),
+    ("http.auth.basic", "true"),
+    ("security.users.embedded.plain-text", "true"),
+    ("security.users.embedded.users.tail", "s3cret"),
+    ("security.users.embedded.roles.tail", "sr-admin"),
+    ("security.users.embedded.users.guest", "s3cret"),
+    ("security.users.embedded.roles.guest", "sr-readonly"),
+    ("http.auth.policy.readers.roles-allowed", "sr-admin,sr-readonly"),
+    ("http.auth.policy.writers.roles-allowed", "sr-admin"),
+    ("http.auth.permission.read.paths", "/apis/*"),
+    ("http.auth.permission.read.methods", "GET,HEAD"),
+    ("http.auth.permission.read.policy", "readers"),
+    ("http.auth.permission.write.paths", "/apis/*"),
+    ("http.auth.permission.write.methods", "POST,PUT,DELETE"),
+    ("http.auth.permission.write.policy", "writers"),
+];
+
 pub struct Registry {
     scratch: Scratch,
     port: u16,
@@ -56,6 +80,7 @@ impl Registry {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = Command::new("java");
         command.args(JVM).arg("-Dquarkus.http.host=127.0.0.1").arg(format!("-Dquarkus.http.port={}", self.port));
+        command.args(SECURITY.iter().map(|(name, value)| format!("-Dquarkus.{name}={value}")));
         command.arg("-jar").arg(program()?).current_dir(self.scratch.path());
         self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn().context("start the registry")?);
         let outcome = self.wait_until_ready();
@@ -95,7 +120,12 @@ impl Registry {
 
     /// As a configuration names it.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}{API}", self.port)
+        self.url_of(WRITER)
+    }
+
+    /// For this user, with the password.
+    pub fn url_of(&self, user: &str) -> String {
+        format!("http://{user}@127.0.0.1:{}{API}", self.port)
     }
 
     /// Registers a schema as somebody else would.
@@ -125,10 +155,14 @@ impl Registry {
         let hex = |message: &&[u8]| message.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
         fs::write(&lines, messages.iter().map(hex).collect::<String>())?;
         let mut command = Command::new(python()?);
-        let text = process::run(command.arg(&program).arg(self.url()).stdin(File::open(&lines)?))?;
+        let text = process::run(command.arg(&program).args([&self.place(), AUTHORIZATION]).stdin(File::open(&lines)?))?;
         let values: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         ensure!(values.len() == messages.len(), "{} messages were read as {}", messages.len(), values.len());
         Ok(values)
+    }
+
+    fn place(&self) -> String {
+        format!("http://127.0.0.1:{}{API}", self.port)
     }
 
     fn done(&self, method: &str, path: &str, body: &Value) -> Result<()> {
@@ -144,7 +178,7 @@ impl Registry {
         // HTTP/1.0: the answer ends with the connection and comes in no chunks.
         write!(
             stream,
-            "{method} {API}{path} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
+            "{method} {API}{path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAuthorization: {AUTHORIZATION}\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         )?;
