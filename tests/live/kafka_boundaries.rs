@@ -27,6 +27,7 @@ const JOINED: Step = Step(PRODUCE, &["\"joined\":true", "!streaming"]);
 const STREAMING: Step = Step(PRODUCE, &["\"joined\":true", "streaming"]);
 const PARTITIONS: Step = Step(ADD_PARTITIONS, &["src.public."]);
 const CHANGES: Step = Step(PRODUCE, &["src.public.", "!src-copy", "!tailwater.state"]);
+const HEARTBEAT: Step = Step(PRODUCE, &["__debezium-heartbeat.src", "!tailwater.state"]);
 const CHECKPOINT: Step = Step(PRODUCE, &["tailwater.state", "\"epoch\":"]);
 
 /// What daemons do from the very first start to the stream, in this order.
@@ -55,6 +56,9 @@ const STREAM: &[(&str, &[Step])] = &[
     ("the commit", &[PARTITIONS, COMMIT]),
 ];
 
+/// What a daemon does when there are no changes.
+const IDLE: &[(&str, &[Step])] = &[("a heartbeat by itself", &[HEARTBEAT]), ("its commit", &[HEARTBEAT, COMMIT])];
+
 /// What a daemon does that finds a dead one's transaction open.
 const RESTART: &[(&str, &[Step])] =
     &[("the fence", &[FENCE]), ("the take-over", &[TAKE_OVER]), ("its commit", &[TAKE_OVER, COMMIT])];
@@ -77,7 +81,7 @@ async fn stage_with(name: &str, broker: Options) -> Result<(Stage, KafkaProxy)> 
     let proxy = KafkaProxy::start()?;
     let kafka = Kafka::start_with(&format!("{name}-kafka"), broker.proxied(proxy.port()))?;
     proxy.carry_to(kafka.proxied_port());
-    let options = "options = { \"compression.type\" = \"none\" }\n";
+    let options = "options = { \"compression.type\" = \"none\" }\nheartbeat_interval = \"1s\"\n";
     let stage = Stage::new(name, kafka, &proxy.bootstrap(), options).await?;
     stage.source.execute(DATABASE, "SELECT pg_create_logical_replication_slot('truth', 'test_decoding')").await?;
     Ok((stage, proxy))
@@ -128,7 +132,8 @@ async fn h94_death_at_any_request_loses_and_doubles_nothing() -> Result<()> {
         }
     }
     let mut longest = Duration::ZERO;
-    for (what, path) in STREAM {
+    let with_changes = STREAM.iter().map(|step| (step, true)).chain(IDLE.iter().map(|step| (step, false)));
+    for ((what, path), has_changes) in with_changes {
         for fate in [Fate::Unsent, Fate::Unanswered] {
             let began = Instant::now();
             let mut daemon = stage.home.run()?;
@@ -137,7 +142,9 @@ async fn h94_death_at_any_request_loses_and_doubles_nothing() -> Result<()> {
             let struck = proxy.struck();
             proxy.arm(path, fate);
             proxy.victim(daemon.pid());
-            change(&stage).await?;
+            if has_changes {
+                change(&stage).await?;
+            }
             bury(&proxy, struck, daemon, what).await?;
             change(&stage).await?;
         }
