@@ -51,7 +51,7 @@ const REPORT_ROWS: u64 = 4_096;
 
 /// How a table's copy begins.
 pub enum Begun {
-    Loading(KafkaLoader),
+    Loading(Box<KafkaLoader>),
     /// The topic has the table already: a copy was committed of which that was not known.
     There {
         lsn: Lsn,
@@ -107,7 +107,7 @@ impl KafkaLoader {
         let schemas = register_plan(cluster.registry(), plan, &stored.identity.database).await?;
         producer.begin().await?;
         let messages = Messages::new(plan, &stored.identity.database, schemas).map_err(LoadError::Row)?;
-        Ok(Begun::Loading(KafkaLoader {
+        Ok(Begun::Loading(Box::new(KafkaLoader {
             source: source.to_owned(),
             plan: plan.clone(),
             lsn,
@@ -117,7 +117,7 @@ impl KafkaLoader {
             schemas,
             cluster,
             producer,
-        }))
+        })))
     }
 
     /// The way of one reader's rows to the topic.
