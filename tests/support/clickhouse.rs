@@ -2,34 +2,33 @@
 //! started by `clickhouse.py` from the package that `tests/install.sh` puts below the target directory.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::cluster::{free_port, last_lines};
-use super::process;
+use super::cluster::free_port;
 use super::scratch::Scratch;
-use super::wait::{Look, eventually_blocking};
+use super::server::{Server, installed};
+use super::wait::Look;
 
 /// The program that becomes the server; the demo starts its own by the same one.
 pub const LAUNCHER: &str = include_str!("clickhouse.py");
 
 const START_WITHIN: Duration = Duration::from_secs(60);
-const STOP_WITHIN: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 pub struct ClickHouse {
+    server: Server,
     scratch: Scratch,
     http_port: u16,
     tcp_port: u16,
     /// `None`: user `default` without a password.
     login: Option<(String, String)>,
-    child: Option<Child>,
 }
 
 impl ClickHouse {
@@ -57,7 +56,8 @@ impl ClickHouse {
         let scratch = Scratch::new(name)?;
         fs::write(scratch.path().join("clickhouse.py"), LAUNCHER)?;
         fs::create_dir(scratch.path().join("server"))?;
-        let mut server = ClickHouse { scratch, http_port: 0, tcp_port: 0, login, child: None };
+        let server = Server::new("ClickHouse", scratch.path());
+        let mut server = ClickHouse { server, scratch, http_port: 0, tcp_port: 0, login };
         // Another process may take a port between our look and the server's.
         for _ in 0..5 {
             (server.http_port, server.tcp_port) = (free_port()?, free_port()?);
@@ -72,63 +72,27 @@ impl ClickHouse {
 
     /// Starts a stopped or killed server on its ports and data; returns when it answers.
     pub fn resume(&mut self) -> Result<()> {
-        ensure!(self.child.is_none(), "ClickHouse runs already");
-        let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = Command::new(python()?);
+        let mut command = Command::new(installed("clickhouse/bin/python")?);
         command.arg(self.scratch.path().join("clickhouse.py")).arg(self.directory());
         command.args([self.http_port.to_string(), self.tcp_port.to_string()]);
-        command.args(self.login.iter().map(|(user, _)| user));
-        let mut child = command
-            .current_dir(self.directory())
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start ClickHouse")?;
-        if let (Some((_, password)), Some(mut input)) = (&self.login, child.stdin.take()) {
-            writeln!(input, "{password}")?;
-        }
-        self.child = Some(child);
-        let outcome = self.wait_until_ready();
-        if outcome.is_err() {
-            self.kill9();
-        }
-        outcome
-    }
-
-    fn wait_until_ready(&mut self) -> Result<()> {
-        let log = self.log_path();
-        eventually_blocking(START_WITHIN, "ClickHouse answers", || {
-            let child = self.child.as_mut().context("the server was not started")?;
-            if let Some(status) = child.try_wait()? {
-                return Ok(Look::Yes(Err(status)));
-            }
+        command.args(self.login.iter().map(|(user, _)| user)).current_dir(self.directory());
+        let password = self.login.as_ref().map(|(_, password)| format!("{password}\n")).unwrap_or_default();
+        let client = self.client();
+        self.server.start(&mut command, &password, START_WITHIN, || {
             // Its own answer: another server may have been given the port.
-            let version = self.query("SELECT version()")?;
-            Ok(if version.is_empty() { Look::NotYet("an empty answer".to_owned()) } else { Look::Yes(Ok(())) })
-        })?
-        .map_err(|status| {
-            let text = fs::read_to_string(log).unwrap_or_default();
-            anyhow::anyhow!("ClickHouse ended with {status}: {}", last_lines(&text, 5))
+            let version = client.query("SELECT version()")?;
+            Ok(if version.is_empty() { Look::NotYet("an empty answer".to_owned()) } else { Look::Yes(()) })
         })
     }
 
     /// Asks it to end, and waits.
     pub fn stop(&mut self) -> Result<()> {
-        let Some(child) = &mut self.child else { return Ok(()) };
-        process::signal("TERM", &[child.id()]);
-        eventually_blocking(STOP_WITHIN, "ClickHouse stops", || {
-            Ok(if child.try_wait()?.is_some() { Look::Yes(()) } else { Look::NotYet("still there".to_owned()) })
-        })?;
-        self.child = None;
-        Ok(())
+        self.server.stop()
     }
 
     /// SIGKILL, with whatever it was doing.
     pub fn kill9(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        process::signal("KILL", &[child.id()]);
-        let _ = child.wait();
+        self.server.kill9();
     }
 
     pub fn kill9_and_resume(&mut self) -> Result<()> {
@@ -138,11 +102,11 @@ impl ClickHouse {
 
     /// Freezes (`STOP`) or thaws (`CONT`) the server.
     pub fn signal(&self, name: &str) {
-        process::signal(name, &self.pid().into_iter().collect::<Vec<_>>());
+        self.server.signal(name);
     }
 
     pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        self.server.pid()
     }
 
     pub fn http_port(&self) -> u16 {
@@ -182,11 +146,7 @@ impl ClickHouse {
 
     /// Everything the server has said.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.scratch.path().join("log")
+        self.server.log()
     }
 }
 
@@ -233,21 +193,4 @@ impl Client {
         ensure!(status == "200", "ClickHouse answered {status}: {body}");
         Ok(body.trim_end_matches('\n').to_owned())
     }
-}
-
-impl Drop for ClickHouse {
-    fn drop(&mut self) {
-        // The test runner shows this only if the test failed.
-        eprintln!("--- last lines of ClickHouse's log\n{}", last_lines(&self.log(), 15));
-        self.kill9();
-    }
-}
-
-/// The interpreter that has the engine, beside the test binaries' profile directory.
-fn python() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-    let python = target.join("clickhouse/bin/python");
-    ensure!(python.exists(), "no ClickHouse below {}: run tests/install.sh test", target.display());
-    Ok(python)
 }

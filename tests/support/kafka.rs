@@ -5,23 +5,23 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 
 use super::certificates::Certificates;
-use super::cluster::{free_port, last_lines};
+use super::cluster::free_port;
 use super::process;
 use super::scratch::{self, Scratch};
-use super::wait::{Look, eventually_blocking};
+use super::server::{Server, installed};
+use super::wait::Look;
 
 /// A cold JVM on a busy machine takes its time.
 const START_WITHIN: Duration = Duration::from_secs(90);
-const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 /// The user that a secured listener knows, by PLAIN and by SCRAM-SHA-512.
 pub const USER: &str = "tailwater";
@@ -108,13 +108,13 @@ impl Options {
 }
 
 pub struct Kafka {
+    server: Server,
     scratch: Scratch,
     options: Options,
     port: u16,
     controller_port: u16,
     secured_port: u16,
     proxied_port: u16,
-    child: Option<Child>,
 }
 
 impl Kafka {
@@ -126,7 +126,8 @@ impl Kafka {
     pub fn start_with(name: &str, options: Options) -> Result<Kafka> {
         let scratch = Scratch::new(name)?;
         let [port, controller_port, secured_port, proxied_port] = [0; 4];
-        let mut broker = Kafka { scratch, options, port, controller_port, secured_port, proxied_port, child: None };
+        let server = Server::new("Kafka", scratch.path());
+        let mut broker = Kafka { server, scratch, options, port, controller_port, secured_port, proxied_port };
         // Another process may take a port between our look and the server's.
         for attempt in 0..5 {
             (broker.port, broker.controller_port) = (free_port()?, free_port()?);
@@ -219,49 +220,25 @@ impl Kafka {
 
     /// Starts a stopped or killed broker on its ports and data; returns when it serves.
     pub fn resume(&mut self) -> Result<()> {
-        ensure!(self.child.is_none(), "Kafka runs already");
         let said_before = self.log().len();
-        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let log = self.scratch.path().join("log");
         let mut command = java_with(self.options.jvm.unwrap_or(JVM))?;
         command.arg("kafka.Kafka").arg(self.properties()).current_dir(self.scratch.path());
-        self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn().context("start Kafka")?);
-        let outcome = self.wait_until_ready(said_before);
-        if outcome.is_err() {
-            self.kill9();
-        }
-        outcome
-    }
-
-    fn wait_until_ready(&mut self, said_before: usize) -> Result<()> {
-        let log = self.log_path();
-        eventually_blocking(START_WITHIN, "Kafka serves", || {
-            let child = self.child.as_mut().context("the broker was not started")?;
-            if let Some(status) = child.try_wait()? {
-                return Ok(Look::Yes(Err(status)));
-            }
+        self.server.start(&mut command, "", START_WITHIN, || {
             let said = fs::read(&log)?;
             let started = String::from_utf8_lossy(said.get(said_before..).unwrap_or_default()).contains(STARTED);
-            Ok(if started { Look::Yes(Ok(())) } else { Look::NotYet("it is still starting".to_owned()) })
-        })?
-        .map_err(|status| anyhow::anyhow!("Kafka ended with {status}: {}", last_lines(&self.log(), 5)))
+            Ok(if started { Look::Yes(()) } else { Look::NotYet("it is still starting".to_owned()) })
+        })
     }
 
     /// Asks it to end, and waits.
     pub fn stop(&mut self) -> Result<()> {
-        let Some(child) = &mut self.child else { return Ok(()) };
-        process::signal("TERM", &[child.id()]);
-        eventually_blocking(STOP_WITHIN, "Kafka stops", || {
-            Ok(if child.try_wait()?.is_some() { Look::Yes(()) } else { Look::NotYet("still there".to_owned()) })
-        })?;
-        self.child = None;
-        Ok(())
+        self.server.stop()
     }
 
     /// SIGKILL, with whatever it was doing.
     pub fn kill9(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        process::signal("KILL", &[child.id()]);
-        let _ = child.wait();
+        self.server.kill9();
     }
 
     pub fn kill9_and_resume(&mut self) -> Result<()> {
@@ -271,11 +248,11 @@ impl Kafka {
 
     /// Freezes (`STOP`) or thaws (`CONT`) the broker.
     pub fn signal(&self, name: &str) {
-        process::signal(name, &self.pid().into_iter().collect::<Vec<_>>());
+        self.server.signal(name);
     }
 
     pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        self.server.pid()
     }
 
     /// Where its topics are.
@@ -339,23 +316,11 @@ impl Kafka {
 
     /// Everything the broker has said.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.scratch.path().join("log")
+        self.server.log()
     }
 
     fn properties(&self) -> PathBuf {
         self.scratch.path().join("server.properties")
-    }
-}
-
-impl Drop for Kafka {
-    fn drop(&mut self) {
-        // The test runner shows this only if the test failed.
-        eprintln!("--- last lines of Kafka's log\n{}", last_lines(&self.log(), 15));
-        self.kill9();
     }
 }
 
@@ -374,11 +339,7 @@ fn java() -> Result<Command> {
 }
 
 fn java_with(flags: &[&str]) -> Result<Command> {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-    let jars = target.join("kafka");
-    ensure!(jars.join("installed").exists(), "no Kafka below {}: run tests/install.sh test", target.display());
     let mut command = Command::new("java");
-    command.args(flags).arg("-cp").arg(jars.join("*"));
+    command.args(flags).arg("-cp").arg(installed("kafka/installed")?.with_file_name("*"));
     Ok(command)
 }

@@ -25,6 +25,7 @@ pub mod proxy;
 pub mod random;
 pub mod registry;
 pub mod scratch;
+pub mod server;
 pub mod tls_proxy;
 pub mod wait;
 pub mod watch;

@@ -5,17 +5,18 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::cluster::{free_port, last_lines};
+use super::cluster::free_port;
 use super::process;
 use super::scratch::Scratch;
-use super::wait::{Look, eventually_blocking};
+use super::server::{Server, installed};
+use super::wait::Look;
 
 const READER: &str = include_str!("avro.py");
 
@@ -54,14 +55,15 @@ const SECURITY: &[(&str, &str)] = &[
 ];
 
 pub struct Registry {
+    server: Server,
     scratch: Scratch,
     port: u16,
-    child: Option<Child>,
 }
 
 impl Registry {
     pub fn start(name: &str) -> Result<Registry> {
-        let mut registry = Registry { scratch: Scratch::new(name)?, port: 0, child: None };
+        let scratch = Scratch::new(name)?;
+        let mut registry = Registry { server: Server::new("the registry", scratch.path()), scratch, port: 0 };
         // Another process may take a port between our look and the server's.
         for _ in 0..5 {
             registry.port = free_port()?;
@@ -76,42 +78,25 @@ impl Registry {
 
     /// Starts a killed registry on its port; of what it held it knows nothing.
     pub fn resume(&mut self) -> Result<()> {
-        ensure!(self.child.is_none(), "the registry runs already");
-        let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = Command::new("java");
         command.args(JVM).arg("-Dquarkus.http.host=127.0.0.1").arg(format!("-Dquarkus.http.port={}", self.port));
         command.args(SECURITY.iter().map(|(name, value)| format!("-Dquarkus.{name}={value}")));
         command.arg("-jar").arg(program()?).current_dir(self.scratch.path());
-        self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn().context("start the registry")?);
-        let outcome = self.wait_until_ready();
-        if outcome.is_err() {
-            self.kill9();
-        }
-        outcome
-    }
-
-    fn wait_until_ready(&mut self) -> Result<()> {
-        eventually_blocking(START_WITHIN, "the registry answers", || {
-            let child = self.child.as_mut().context("the registry was not started")?;
-            if let Some(status) = child.try_wait()? {
-                return Ok(Look::Yes(Err(status)));
-            }
-            let (status, _) = self.ask("GET", "/subjects", None)?;
-            Ok(if status == 200 { Look::Yes(Ok(())) } else { Look::NotYet(format!("it answers {status}")) })
-        })?
-        .map_err(|status| anyhow::anyhow!("the registry ended with {status}: {}", last_lines(&self.log(), 5)))
+        let port = self.port;
+        self.server.start(&mut command, "", START_WITHIN, || {
+            let (status, _) = ask(port, "GET", "/subjects", None)?;
+            Ok(if status == 200 { Look::Yes(()) } else { Look::NotYet(format!("it answers {status}")) })
+        })
     }
 
     /// SIGKILL, with whatever it was doing.
     pub fn kill9(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        process::signal("KILL", &[child.id()]);
-        let _ = child.wait();
+        self.server.kill9();
     }
 
     /// Freezes (`STOP`) or thaws (`CONT`) it.
     pub fn signal(&self, name: &str) {
-        process::signal(name, &self.child.iter().map(Child::id).collect::<Vec<_>>());
+        self.server.signal(name);
     }
 
     pub fn port(&self) -> u16 {
@@ -141,7 +126,7 @@ impl Registry {
 
     /// The subjects that have a schema, in order.
     pub fn subjects(&self) -> Result<Vec<String>> {
-        let (status, body) = self.ask("GET", "/subjects", None)?;
+        let (status, body) = ask(self.port, "GET", "/subjects", None)?;
         ensure!(status == 200, "the registry answers {status}: {body}");
         let mut subjects: Vec<String> = serde_json::from_str(&body)?;
         subjects.sort();
@@ -154,7 +139,7 @@ impl Registry {
         fs::write(&program, READER)?;
         let hex = |message: &&[u8]| message.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
         fs::write(&lines, messages.iter().map(hex).collect::<String>())?;
-        let mut command = Command::new(python()?);
+        let mut command = Command::new(installed("registry/python/bin/python")?);
         let text = process::run(command.arg(&program).args([&self.place(), AUTHORIZATION]).stdin(File::open(&lines)?))?;
         let values: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         ensure!(values.len() == messages.len(), "{} messages were read as {}", messages.len(), values.len());
@@ -166,66 +151,42 @@ impl Registry {
     }
 
     fn done(&self, method: &str, path: &str, body: &Value) -> Result<()> {
-        let (status, answer) = self.ask(method, path, Some(body))?;
+        let (status, answer) = ask(self.port, method, path, Some(body))?;
         ensure!(status == 200, "{method} {path}: the registry answers {status}: {answer}");
         Ok(())
     }
 
-    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String)> {
-        let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, self.port).into(), Duration::from_secs(2))?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-        let body = body.map(Value::to_string).unwrap_or_default();
-        // HTTP/1.0: the answer ends with the connection and comes in no chunks.
-        write!(
-            stream,
-            "{method} {API}{path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAuthorization: {AUTHORIZATION}\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let (head, body) = text.split_once("\r\n\r\n").context("the answer has no end of head")?;
-        let status = head.split_whitespace().nth(1).context("the answer has no status")?.parse()?;
-        Ok((status, body.to_owned()))
-    }
-
     /// Everything it has said.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.scratch.path().join("log")
+        self.server.log()
     }
 }
 
-impl Drop for Registry {
-    fn drop(&mut self) {
-        // The test runner shows this only if the test failed.
-        eprintln!("--- last lines of the registry's log\n{}", last_lines(&self.log(), 15));
-        self.kill9();
-    }
-}
-
-fn installed() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-    let registry = target.join("registry");
-    ensure!(registry.join("installed").exists(), "no registry below {}: run tests/install.sh test", target.display());
-    Ok(registry)
+fn ask(port: u16, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    // HTTP/1.0: the answer ends with the connection and comes in no chunks.
+    write!(
+        stream,
+        "{method} {API}{path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAuthorization: {AUTHORIZATION}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").context("the answer has no end of head")?;
+    let status = head.split_whitespace().nth(1).context("the answer has no status")?.parse()?;
+    Ok((status, body.to_owned()))
 }
 
 /// The one archive of that name; the installed version is `tests/install.sh`'s to know.
 fn program() -> Result<PathBuf> {
-    for file in fs::read_dir(installed()?)? {
+    for file in fs::read_dir(installed("registry/installed")?.with_file_name(""))? {
         let path = file?.path();
         if path.to_string_lossy().ends_with("-runner.jar") {
             return Ok(path);
         }
     }
     bail!("the registry's program is missing: run tests/install.sh test")
-}
-
-fn python() -> Result<PathBuf> {
-    Ok(installed()?.join("python/bin/python"))
 }
