@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tailwater::lsn::Lsn;
 
 use crate::support::clickhouse::ClickHouse;
 use crate::support::clickhouse_checker::ClickHouseChecker;
 use crate::support::cluster::{Cluster, Options};
-use crate::support::daemon::{Daemon, Home, flushed};
+use crate::support::daemon::{Daemon, Home};
+use crate::support::lake;
 use crate::support::oracle::Oracle;
 use crate::support::pair::{DATABASE, SOON};
 use crate::support::postgres::Version;
@@ -69,68 +69,18 @@ impl Stage {
 
     /// Waits until the sink's checkpoint has reached what the source has committed by now, with every table streaming.
     pub async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
-        let target = flushed(&self.source.connect(DATABASE).await?).await?;
-        let what = format!("the sink's checkpoint reaches {target}");
-        let caught_up = eventually(SOON, &what, async || {
-            if let Some(status) = daemon.ended()? {
-                return Ok(Look::Yes(Err(anyhow::anyhow!("the daemon ended with {status}"))));
-            }
-            let reached = Lsn(self.number("SELECT max(end_lsn) FROM tailwater.checkpoint FINAL")?);
-            let waiting =
-                self.number("SELECT countIf(state != 'streaming') + (count() = 0) FROM tailwater.table_state FINAL")?;
-            match reached >= target && waiting == 0 {
-                true => Ok(Look::Yes(Ok(()))),
-                false => Ok(Look::NotYet(format!("checkpoint {reached}, {waiting} tables not streaming"))),
-            }
-        });
-        caught_up.await?
-    }
-
-    fn number(&self, sql: &str) -> Result<u64> {
-        self.server.query(sql)?.trim().parse().with_context(|| sql.to_owned())
+        lake::catch_up(daemon, &self.source, &self.server, &["streaming"]).await
     }
 
     /// With the source quiet: every table holds, for each key, what the source holds.
     pub async fn assert_equal(&self, after: &str) -> Result<()> {
-        let source = self.source.connect(DATABASE).await?;
         for table in TABLES {
-            let name = table.rsplit('.').next().unwrap_or(table);
-            let columns: &[&str] = match name {
+            let columns: &[&str] = match table.rsplit('.').next().unwrap_or(table) {
                 "ledger" => &["txn", "line", "amount", "note", "at"],
                 "accounts_a" | "accounts_b" => &["id", "balance"],
                 _ => &["id", "body", "extra", "number"],
             };
-            let of_source = columns
-                .iter()
-                .map(|column| format!("encode(convert_to(coalesce({column}::text, '~'), 'UTF8'), 'hex')"));
-            let sql = format!(
-                "SET TimeZone = 'UTC'; SELECT concat_ws(' ', {}) FROM {table} ORDER BY 1",
-                of_source.collect::<Vec<_>>().join(", ")
-            );
-            let messages = source.simple_query(&sql).await?;
-            let mut truth: Vec<String> = messages
-                .iter()
-                .filter_map(|message| match message {
-                    tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-                    _ => None,
-                })
-                .collect();
-            truth.sort();
-            let of_sink = columns.iter().map(|column| format!("lower(hex(ifNull(toString({column}), '~')))"));
-            let sql = format!(
-                "SELECT arrayStringConcat([{}], ' ') FROM mirror.{name}_current",
-                of_sink.collect::<Vec<_>>().join(", ")
-            );
-            let mut held: Vec<String> = self.server.query(&sql)?.lines().map(str::to_owned).collect();
-            held.sort();
-            let differing = truth.iter().zip(&held).find(|(truth, held)| truth != held);
-            ensure!(
-                truth == held,
-                "after {after}: {table} has {} rows, the source {}; first difference {:?}",
-                held.len(),
-                truth.len(),
-                differing.map(|(truth, held)| (truth.get(..60), held.get(..60)))
-            );
+            lake::compare(&self.source, &self.server, table, columns, after).await?;
         }
         Ok(())
     }
@@ -199,7 +149,7 @@ async fn appended_rows_are_each_kept_once() -> Result<()> {
     stage.home.setup()?;
     let mut daemon = stage.home.run()?;
     stage.catch_up(&mut daemon).await?;
-    let held = |stage: &Stage| stage.number("SELECT count() FROM mirror.log_current");
+    let held = |stage: &Stage| stage.server.number("SELECT count() FROM mirror.log_current");
     ensure!(held(&stage)? == 5000, "the copy has {} rows", held(&stage)?);
     for _ in 0..3 {
         stage.source.execute(DATABASE, "INSERT INTO log SELECT 'same' FROM generate_series(1, 1000)").await?;
@@ -249,7 +199,7 @@ async fn values_that_do_not_fit_follow_the_policy() -> Result<()> {
     ensure!(reason.contains("\"a\"") && reason.contains("on_overflow"), "{reason}");
     stage.source.execute(DATABASE, "INSERT INTO kept VALUES (3, now(), now())").await?;
     eventually(SOON, "the others go on", async || {
-        let rows = stage.number("SELECT count() FROM mirror.kept_current")?;
+        let rows = stage.server.number("SELECT count() FROM mirror.kept_current")?;
         Ok(if rows == 3 { Look::Yes(()) } else { Look::NotYet(format!("{rows} rows")) })
     })
     .await?;

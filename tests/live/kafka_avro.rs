@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::debezium_types::{SCHEMA as TYPES, tables};
 use crate::support::certificates::Certificates;
 use crate::support::cluster::{Cluster, Options};
-use crate::support::daemon::{Daemon, Home, flushed};
+use crate::support::daemon::{Daemon, Home};
 use crate::support::kafka::Kafka;
 use crate::support::kcat::{Record, read_committed};
 use crate::support::pair::{DATABASE, SOON};
@@ -71,24 +71,7 @@ impl Stage {
 
     /// Waits until the checkpoint has reached what the source has committed by now, with every table in one of the states.
     async fn catch_up(&self, daemon: &mut Daemon, states: &[&str]) -> Result<()> {
-        let target = flushed(&self.source.connect(DATABASE).await?).await?;
-        let what = format!("the checkpoint reaches {target}");
-        let caught_up = eventually(SOON, &what, async || {
-            if let Some(status) = daemon.ended()? {
-                return Ok(Look::Yes(Err(anyhow::anyhow!("the daemon ended with {status}"))));
-            }
-            let reached = daemon.metric("tailwater_checkpoint_lsn")?;
-            let is_expected = |name: &str| states.iter().any(|state| name.contains(&format!("\"{state}\"")));
-            let metrics = daemon.metrics()?;
-            let others = metrics.iter().filter(|(name, value)| {
-                name.starts_with("tailwater_table_state") && **value == 1.0 && !is_expected(name)
-            });
-            match (reached >= target.0 as f64, others.count()) {
-                (true, 0) => Ok(Look::Yes(Ok(()))),
-                (_, others) => Ok(Look::NotYet(format!("checkpoint {reached}, {others} tables in other states"))),
-            }
-        });
-        caught_up.await?
+        daemon.wait_told_caught_up(&self.source.connect(DATABASE).await?, states, SOON).await
     }
 
     fn records(&self, topic: &str) -> Result<Vec<Record>> {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::support::cluster::{Cluster, Options};
-use crate::support::daemon::{Daemon, Home, flushed};
+use crate::support::daemon::{Daemon, Home};
 use crate::support::kafka::Kafka;
 use crate::support::kcat::{self, Isolation, Record};
 use crate::support::pair::{DATABASE, SOON};
@@ -107,19 +107,7 @@ impl Stage {
     }
 
     async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
-        let target = flushed(&self.source.connect(DATABASE).await?).await?;
-        eventually(SOON, &format!("the checkpoint reaches {target}"), async || {
-            ensure!(daemon.ended()?.is_none(), "the daemon ended");
-            let reached = daemon.metric("tailwater_checkpoint_lsn")?;
-            let waiting = daemon.metrics()?.into_iter().filter(|(name, value)| {
-                name.starts_with("tailwater_table_state") && !name.contains("\"streaming\"") && *value == 1.0
-            });
-            let waiting = waiting.count();
-            let is_there = reached >= target.0 as f64 && waiting == 0;
-            let seen = format!("checkpoint {reached}, {waiting} tables not streaming");
-            Ok(if is_there { Look::Yes(()) } else { Look::NotYet(seen) })
-        })
-        .await
+        daemon.wait_told_caught_up(&self.source.connect(DATABASE).await?, &["streaming"], SOON).await
     }
 
     /// The source's own account of every transaction that has events.

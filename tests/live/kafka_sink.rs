@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::support::cluster::{Cluster, Options};
-use crate::support::daemon::{Daemon, Home, flushed};
+use crate::support::daemon::{Daemon, Home};
 use crate::support::kafka::Kafka;
 use crate::support::kcat::{Record, read_committed};
 use crate::support::pair::{DATABASE, SOON};
@@ -64,24 +64,7 @@ impl Stage {
 
     /// Waits until the sink's checkpoint has reached what the source has committed by now, with every table streaming.
     pub async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
-        let target = flushed(&self.source.connect(DATABASE).await?).await?;
-        let what = format!("the checkpoint reaches {target}");
-        let caught_up = eventually(SOON, &what, async || {
-            if let Some(status) = daemon.ended()? {
-                return Ok(Look::Yes(Err(anyhow::anyhow!("the daemon ended with {status}"))));
-            }
-            let reached = daemon.metric("tailwater_checkpoint_lsn")?;
-            let states = daemon.metrics()?;
-            let waiting = states.iter().filter(|(name, value)| {
-                name.starts_with("tailwater_table_state") && !name.contains("\"streaming\"") && **value == 1.0
-            });
-            let waiting = waiting.count();
-            match reached >= target.0 as f64 && waiting == 0 {
-                true => Ok(Look::Yes(Ok(()))),
-                false => Ok(Look::NotYet(format!("checkpoint {reached}, {waiting} tables not streaming"))),
-            }
-        });
-        caught_up.await?
+        daemon.wait_told_caught_up(&self.source.connect(DATABASE).await?, &["streaming"], SOON).await
     }
 
     /// A table's rows as its topic tells them: every message in order, the last of each key counts.

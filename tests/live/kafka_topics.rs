@@ -10,7 +10,7 @@ use rdkafka::config::ClientConfig;
 use serde_json::{Value, json};
 
 use crate::support::cluster::{Cluster, Options};
-use crate::support::daemon::{Daemon, Home, flushed};
+use crate::support::daemon::{Daemon, Home};
 use crate::support::kafka::Kafka;
 use crate::support::kcat::{Record, read_committed};
 use crate::support::pair::{DATABASE, SOON};
@@ -52,25 +52,8 @@ impl Stage {
     /// Waits until the checkpoint has reached what the source has committed by now, and no table is on its way to the
     /// stream.
     async fn catch_up(&self, daemon: &mut Daemon) -> Result<()> {
-        let target = flushed(&self.source.connect(DATABASE).await?).await?;
-        let what = format!("the checkpoint reaches {target}");
-        let caught_up = eventually(SOON, &what, async || {
-            if let Some(status) = daemon.ended()? {
-                return Ok(Look::Yes(Err(anyhow::anyhow!("the daemon ended with {status}"))));
-            }
-            let reached = daemon.metric("tailwater_checkpoint_lsn")?;
-            let is_waiting = |name: &str| {
-                name.starts_with("tailwater_table_state")
-                    && !name.contains("\"streaming\"")
-                    && !name.contains("\"quarantined\"")
-            };
-            let waiting = daemon.metrics()?.iter().filter(|(name, value)| is_waiting(name) && **value == 1.0).count();
-            match reached >= target.0 as f64 && waiting == 0 {
-                true => Ok(Look::Yes(Ok(()))),
-                false => Ok(Look::NotYet(format!("checkpoint {reached}, {waiting} tables not streaming"))),
-            }
-        });
-        caught_up.await?
+        let source = self.source.connect(DATABASE).await?;
+        daemon.wait_told_caught_up(&source, &["streaming", "quarantined"], SOON).await
     }
 
     fn records(&self, topic: &str) -> Result<Vec<Record>> {

@@ -134,6 +134,11 @@ impl ClickHouse {
         self.client().query(sql)
     }
 
+    /// Runs a statement that answers one number.
+    pub fn number(&self, sql: &str) -> Result<u64> {
+        self.query(sql)?.trim().parse().with_context(|| sql.to_owned())
+    }
+
     /// Runs an INSERT with its rows in `data`.
     pub fn insert(&self, sql: &str, data: &[u8]) -> Result<String> {
         self.client().insert(sql, data)

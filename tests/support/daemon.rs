@@ -271,6 +271,34 @@ impl Daemon {
     /// Waits until the sink holds everything that the source had committed when this was called, with all its tables
     /// streaming; the sink's checkpoint. Fails at once if the daemon ends.
     pub async fn wait_caught_up(&mut self, source: &Client, sink: &Client, deadline: Duration) -> Result<Lsn> {
+        let look = async |_: &Daemon| {
+            let waiting = tables_not_streaming(sink).await?;
+            Ok((checkpoint(sink).await?.unwrap_or(Lsn::ZERO), u64::try_from(waiting)?))
+        };
+        self.wait_reached(source, deadline, look).await
+    }
+
+    /// The same by what the daemon itself tells, with every table in one of these states: of a sink that cannot be asked.
+    pub async fn wait_told_caught_up(&mut self, source: &Client, states: &[&str], deadline: Duration) -> Result<()> {
+        let look = async |daemon: &Daemon| {
+            let metrics = daemon.metrics()?;
+            let is_expected = |name: &str| states.iter().any(|state| name.contains(&format!("\"{state}\"")));
+            let waiting = metrics.iter().filter(|(name, value)| {
+                name.starts_with("tailwater_table_state") && **value == 1.0 && !is_expected(name)
+            });
+            Ok((Lsn(daemon.metric("tailwater_checkpoint_lsn")? as u64), waiting.count() as u64))
+        };
+        self.wait_reached(source, deadline, look).await.map(drop)
+    }
+
+    /// Waits until a look finds a checkpoint at what the source has committed by now, and no table on its way to where it
+    /// is to be; that checkpoint. Fails at once if the daemon ends.
+    pub async fn wait_reached(
+        &mut self,
+        source: &Client,
+        deadline: Duration,
+        mut look: impl AsyncFnMut(&Daemon) -> Result<(Lsn, u64)>,
+    ) -> Result<Lsn> {
         let target = flushed(source).await?;
         let mut ended = None;
         let reached = eventually(deadline, &format!("the sink's checkpoint reaches {target}"), async || {
@@ -278,12 +306,11 @@ impl Daemon {
                 ended = Some(status);
                 return Ok(Look::Yes(Lsn::ZERO));
             }
-            let waiting = tables_not_streaming(sink).await?;
-            let reached = checkpoint(sink).await?.unwrap_or(Lsn::ZERO);
+            let (reached, waiting) = look(self).await?;
             if reached >= target && waiting == 0 {
                 return Ok(Look::Yes(reached));
             }
-            Ok(Look::NotYet(format!("checkpoint {reached}, {waiting} tables not streaming")))
+            Ok(Look::NotYet(format!("checkpoint {reached}, {waiting} tables on their way")))
         })
         .await;
         if let Some(status) = ended {

@@ -6,7 +6,7 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::clickhouse::ClickHouse;
 use super::cluster::{Cluster, Options};
-use super::daemon::{Daemon, Home, flushed};
+use super::daemon::{Daemon, Home};
 use super::pair::{DATABASE, SOON};
 use super::postgres::Version;
 use super::wait::{Look, eventually};
@@ -71,28 +71,13 @@ impl Lake {
     }
 
     pub fn number(&self, sql: &str) -> Result<u64> {
-        self.server.query(sql)?.trim().parse().with_context(|| sql.to_owned())
+        self.server.number(sql)
     }
 
     /// Waits until the sink's checkpoint has reached what the source has committed by now, with every table streaming that
     /// is not in quarantine.
     pub async fn catch_up(&mut self) -> Result<()> {
-        let target = flushed(&self.source.connect(DATABASE).await?).await?;
-        let what = format!("the sink's checkpoint reaches {target}");
-        let caught_up = eventually(SOON, &what, async || {
-            if let Some(status) = self.daemon.ended()? {
-                return Ok(Look::Yes(Err(anyhow::anyhow!("the daemon ended with {status}"))));
-            }
-            let sql = "SELECT countIf(state NOT IN ('streaming', 'quarantined')) + (count() = 0) \
-                       FROM tailwater.table_state FINAL";
-            let waiting = self.number(sql)?;
-            let reached = Lsn(self.number("SELECT max(end_lsn) FROM tailwater.checkpoint FINAL")?);
-            match reached >= target && waiting == 0 {
-                true => Ok(Look::Yes(Ok(()))),
-                false => Ok(Look::NotYet(format!("checkpoint {reached}, {waiting} tables not streaming"))),
-            }
-        });
-        caught_up.await?
+        catch_up(&mut self.daemon, &self.source, &self.server, &["streaming", "quarantined"]).await
     }
 
     /// Waits until a statement at the sink says this.
@@ -124,41 +109,58 @@ impl Lake {
     }
 
     pub async fn compare(&self, table: &str, columns: &[&str], after: &str) -> Result<()> {
-        let sides: Vec<(&str, &str)> =
-            columns.iter().map(|column| column.split_once(" => ").unwrap_or((column, column))).collect();
-        let of_source = sides
-            .iter()
-            .map(|(source, _)| format!("encode(convert_to(coalesce(({source})::text, '~'), 'UTF8'), 'hex')"));
-        let sql = format!(
-            "SET TimeZone = 'UTC'; SELECT concat_ws(' ', {}) FROM {table}",
-            of_source.collect::<Vec<_>>().join(", ")
-        );
-        let messages = self.source.connect(DATABASE).await?.simple_query(&sql).await?;
-        let mut truth: Vec<String> = messages
-            .iter()
-            .filter_map(|message| match message {
-                SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-                _ => None,
-            })
-            .collect();
-        truth.sort();
-        let of_sink = sides.iter().map(|(_, sink)| format!("lower(hex(ifNull(toString({sink}), '~')))"));
-        let sql = format!(
-            "SELECT arrayStringConcat([{}], ' ') FROM mirror.{table}_current",
-            of_sink.collect::<Vec<_>>().join(", ")
-        );
-        let mut held: Vec<String> = self.server.query(&sql)?.lines().map(str::to_owned).collect();
-        held.sort();
-        let differing = truth.iter().zip(&held).find(|(truth, held)| truth != held);
-        ensure!(
-            truth == held,
-            "after {after}: {table} has {} rows, the source {}; first difference {:?}",
-            held.len(),
-            truth.len(),
-            differing.map(|(truth, held)| (shown(truth), shown(held)))
-        );
-        Ok(())
+        compare(&self.source, &self.server, table, columns, after).await
     }
+}
+
+/// Waits until the sink's checkpoint has reached what the source has committed by now, with every table in one of these
+/// states.
+pub async fn catch_up(daemon: &mut Daemon, source: &Cluster, server: &ClickHouse, states: &[&str]) -> Result<()> {
+    let states = states.join("', '");
+    let waiting = format!("SELECT countIf(state NOT IN ('{states}')) + (count() = 0) FROM tailwater.table_state FINAL");
+    let look = async |_: &Daemon| {
+        let reached = server.number("SELECT max(end_lsn) FROM tailwater.checkpoint FINAL")?;
+        Ok((Lsn(reached), server.number(&waiting)?))
+    };
+    daemon.wait_reached(&source.connect(DATABASE).await?, SOON, look).await.map(drop)
+}
+
+/// With the source quiet: the helper view of a table in database `mirror` holds the rows of the source's table.
+pub async fn compare(source: &Cluster, server: &ClickHouse, table: &str, columns: &[&str], after: &str) -> Result<()> {
+    let sides: Vec<(&str, &str)> =
+        columns.iter().map(|column| column.split_once(" => ").unwrap_or((column, column))).collect();
+    let of_source =
+        sides.iter().map(|(source, _)| format!("encode(convert_to(coalesce(({source})::text, '~'), 'UTF8'), 'hex')"));
+    let sql = format!(
+        "SET TimeZone = 'UTC'; SELECT concat_ws(' ', {}) FROM {table}",
+        of_source.collect::<Vec<_>>().join(", ")
+    );
+    let messages = source.connect(DATABASE).await?.simple_query(&sql).await?;
+    let mut truth: Vec<String> = messages
+        .iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+        .collect();
+    truth.sort();
+    let of_sink = sides.iter().map(|(_, sink)| format!("lower(hex(ifNull(toString({sink}), '~')))"));
+    let sql = format!(
+        "SELECT arrayStringConcat([{}], ' ') FROM mirror.{}_current",
+        of_sink.collect::<Vec<_>>().join(", "),
+        table.rsplit('.').next().unwrap_or(table)
+    );
+    let mut held: Vec<String> = server.query(&sql)?.lines().map(str::to_owned).collect();
+    held.sort();
+    let differing = truth.iter().zip(&held).find(|(truth, held)| truth != held);
+    ensure!(
+        truth == held,
+        "after {after}: {table} has {} rows, the source {}; first difference {:?}",
+        held.len(),
+        truth.len(),
+        differing.map(|(truth, held)| (shown(truth), shown(held)))
+    );
+    Ok(())
 }
 
 /// A row as it was before it became hexadecimal.
