@@ -1,11 +1,13 @@
 //! The source's tables change while ClickHouse follows them: what can be followed is, and what cannot be is said in the same
 //! words as for Postgres, with nothing lost in any other table.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 
+use crate::support::drift::{Writer, must_explain, wait_shown_quarantined};
 use crate::support::lake::Lake;
 use crate::support::pair::DATABASE;
-use crate::support::wait::{Look, eventually};
 
 const TABLES: &str = "
     CREATE TABLE t (id int PRIMARY KEY, n int, name varchar(10));
@@ -32,34 +34,11 @@ async fn other_goes_on(lake: &Lake) -> Result<()> {
     lake.compare("other", &["id", "n"], "the change of its neighbour").await
 }
 
-fn is_lsn(word: &str) -> bool {
-    word.split_once('/').is_some_and(|(high, low)| {
-        let is_hex = |part: &str| !part.is_empty() && part.chars().all(|digit| digit.is_ascii_hexdigit());
-        is_hex(high) && is_hex(low)
-    })
-}
-
 /// The table is out, for this reason.
 async fn quarantined(lake: &Lake, table: &str, words: &[&str]) -> Result<()> {
     let reason = lake.quarantined(&format!("mirror.{table}")).await?;
-    for word in words {
-        ensure!(reason.contains(word), "{table}: the reason does not say \"{word}\": {reason}");
-    }
-    ensure!(reason.split([' ', ';', ':', ',']).any(is_lsn), "the reason does not say where: {reason}");
-    ensure!(reason.contains("empty the target"), "the reason does not say what to do: {reason}");
-    let shown = || -> Result<String> {
-        let metrics = lake.daemon.get("/metrics")?.body;
-        let name = format!("mirror.{table}\"");
-        let is_it = |line: &&str| {
-            line.starts_with("tailwater_table_state{") && line.contains(&name) && line.contains("\"quarantined\"")
-        };
-        Ok(metrics.lines().find(is_it).unwrap_or_default().to_owned())
-    };
-    eventually(crate::support::pair::SOON, "metrics say so", async || {
-        let sample = shown()?;
-        Ok(if sample.ends_with(" 1") { Look::Yes(()) } else { Look::NotYet(sample) })
-    })
-    .await
+    must_explain(&reason, words).with_context(|| table.to_owned())?;
+    wait_shown_quarantined(&lake.daemon, &format!("mirror.{table}")).await
 }
 
 const GROWN: &[&str] = &[
@@ -133,28 +112,14 @@ async fn h32_added_columns_are_followed_with_the_values_that_old_rows_have() -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn column_added_under_load_loses_no_row() -> Result<()> {
     let mut lake = noted("ch-added-load").await?;
-    let writer = lake.source.connect(DATABASE).await?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let writing = tokio::spawn(async move {
-        let mut id = 1000;
-        while !*stopped.borrow() {
-            id += 1;
-            let sql =
-                format!("INSERT INTO t (id, n) VALUES ({id}, 0); UPDATE t SET n = n + 1 WHERE id % 50 = {id} % 50");
-            writer.batch_execute(&sql).await?;
-            // Below what a busy small machine carries: the more rows there are, the more each update touches.
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        Ok::<i32, anyhow::Error>(id)
-    });
+    // Below what a busy small machine carries.
+    let writer = Writer::start(&lake.source, Duration::from_millis(10)).await?;
     for (number, default) in ["DEFAULT 5", "", "DEFAULT 6"].iter().enumerate() {
         lake.source.execute(DATABASE, &format!("ALTER TABLE t ADD COLUMN x{number} int {default}")).await?;
         let sql = format!("SELECT count() FROM system.columns WHERE table = 't_current' AND name = 'x{number}'");
         lake.wait_sink("the column is there", &sql, "1").await?;
     }
-    stop.send(true)?;
-    let last = writing.await??;
-    ensure!(last > 1010, "only {} rows were written", last - 1000);
+    writer.stop().await?;
     lake.assert_equal("t", &["id", "n", "name", "x0", "x1", "x2"], "three columns under load").await
 }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::support::cluster::Cluster;
+use crate::support::drift::{Writer, is_lsn, must_explain, wait_shown_quarantined};
 use crate::support::mirror::{Mirror, Recipe};
 use crate::support::pair::{DATABASE, SOON};
-use crate::support::wait::{Look, eventually};
 
 const STAR: &str = "columns = \"*\"";
 
@@ -44,22 +44,8 @@ async fn quarantined(mirror: &Mirror, words: &[&str]) -> Result<()> {
     let sink = mirror.sink.connect(DATABASE).await?;
     let sql = "SELECT reason FROM tailwater.table_state WHERE target = 'mirror.t'";
     let reason: String = sink.query_one(sql, &[]).await?.get(0);
-    for word in words {
-        ensure!(reason.contains(word), "the reason does not say \"{word}\": {reason}");
-    }
-    ensure!(reason.split([' ', ';', ':', ',']).any(is_lsn), "the reason does not say where: {reason}");
-    ensure!(reason.contains("empty the target"), "the reason does not say what to do: {reason}");
-    eventually(SOON, "metrics say so", async || {
-        let metrics = mirror.daemon.get("/metrics")?.body;
-        let is_it = |line: &&str| {
-            line.starts_with("tailwater_table_state{")
-                && line.contains("mirror.t\"")
-                && line.contains("\"quarantined\"")
-        };
-        let sample = metrics.lines().find(is_it).unwrap_or_default().to_owned();
-        Ok(if sample.ends_with(" 1") { Look::Yes(()) } else { Look::NotYet(sample) })
-    })
-    .await?;
+    must_explain(&reason, words)?;
+    wait_shown_quarantined(&mirror.daemon, "mirror.t").await?;
     other_goes_on(mirror).await
 }
 
@@ -69,13 +55,6 @@ async fn other_goes_on(mirror: &Mirror) -> Result<()> {
     let sql = format!("SELECT n = {} FROM mirror.other WHERE id = 1", row.get::<_, i32>(0));
     mirror.wait_sink(SOON, "the other table goes on", &sql).await?;
     mirror.compare("public.\"other\"", "the change of its neighbour").await
-}
-
-fn is_lsn(word: &str) -> bool {
-    word.split_once('/').is_some_and(|(high, low)| {
-        let is_hex = |part: &str| !part.is_empty() && part.chars().all(|digit| digit.is_ascii_hexdigit());
-        is_hex(high) && is_hex(low)
-    })
 }
 
 async fn has_column(mirror: &Mirror, column: &str) -> Result<bool> {
@@ -147,18 +126,7 @@ async fn sink_says(mirror: &Mirror, sql: &str) -> Result<bool> {
 #[tokio::test]
 async fn column_added_under_load_loses_no_row() -> Result<()> {
     let mut mirror = both("added-load").await?;
-    let writer = mirror.source.connect(DATABASE).await?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let writing = tokio::spawn(async move {
-        let mut id = 1000;
-        while !*stopped.borrow() {
-            id += 1;
-            let sql =
-                format!("INSERT INTO t (id, n) VALUES ({id}, 0); UPDATE t SET n = n + 1 WHERE id % 50 = {id} % 50");
-            writer.batch_execute(&sql).await?;
-        }
-        Ok::<i32, anyhow::Error>(id)
-    });
+    let writer = Writer::start(&mirror.source, Duration::ZERO).await?;
     for (number, default) in ["DEFAULT 5", "", "DEFAULT 6"].iter().enumerate() {
         let alter = format!("ALTER TABLE t ADD COLUMN x{number} int {default}");
         mirror.source.execute(DATABASE, &alter).await?;
@@ -167,9 +135,7 @@ async fn column_added_under_load_loses_no_row() -> Result<()> {
         );
         mirror.wait_sink(SOON, "the column is there", &sql).await?;
     }
-    stop.send(true)?;
-    let last = writing.await??;
-    ensure!(last > 1010, "only {} rows were written", last - 1000);
+    writer.stop().await?;
     mirror.assert_equal("three columns under load").await
 }
 

@@ -6,6 +6,7 @@ mod sessions;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::support::drift::is_lsn;
 use crate::support::mirror::{Mirror, Recipe};
 use crate::support::pair::{DATABASE, SOON};
 use crate::support::process;
@@ -94,13 +95,6 @@ async fn row_that_is_refused_stops_the_daemon_where_that_is_asked_for() -> Resul
     mirror.sink.execute(DATABASE, "ALTER TABLE mirror.bad DROP CONSTRAINT positive").await?;
     mirror.daemon = mirror.home.run()?;
     mirror.assert_equal("the constraint went").await
-}
-
-fn is_lsn(word: &str) -> bool {
-    word.split_once('/').is_some_and(|(high, low)| {
-        let is_hex = |part: &str| !part.is_empty() && part.chars().all(|digit| digit.is_ascii_hexdigit());
-        is_hex(high) && is_hex(low)
-    })
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ pub mod clickhouse;
 pub mod clickhouse_checker;
 pub mod cluster;
 pub mod daemon;
+pub mod drift;
 pub mod http;
 pub mod http_proxy;
 pub mod kafka;
