@@ -1,13 +1,13 @@
 //! Layouts older and newer than a plan, and what is made of them.
 
 use super::*;
-use crate::mapping::plan::{DeleteMode, Expected, Input, Mode};
+use crate::mapping::plan::Expected;
+use crate::mapping::sample;
 use crate::tuple::{Cell, Tuple};
 
 const SETTLED: Lsn = Lsn(1000);
 const BEFORE: Lsn = Lsn(900);
 const AFTER: Lsn = Lsn(1100);
-use crate::value::clickhouse::types::OnOverflow;
 
 const INT4: u32 = 23;
 
@@ -17,37 +17,11 @@ fn column(name: &str, type_oid: u32, added: Option<BeforeAdded>) -> ExpectedColu
 
 /// A plan for all columns of a table whose first is the key.
 fn plan(columns: Vec<ExpectedColumn>) -> Arc<Plan> {
-    let input = |column: &ExpectedColumn| Input {
-        name: column.name.clone(),
-        from: InputFrom::Column(column.name.clone()),
-        stage_type: column.type_name.clone(),
-        stage_type_oid: column.type_oid,
-        nested: false,
-        toastable: false,
-        mask: None,
-        source_type: None,
-        on_overflow: OnOverflow::Error,
-    };
+    let input = |column: &ExpectedColumn| sample::input(&column.name, &column.type_name, column.type_oid);
     Arc::new(Plan {
-        source: "s".to_owned(),
-        sink: "w".to_owned(),
-        from: TableName::new("public", "t"),
-        target: TableName::new("dwh", "t"),
-        inputs: columns.iter().map(input).collect(),
-        outputs: Vec::new(),
-        key: vec![0],
-        key_inputs: vec![0],
-        filter: None,
-        filter_inputs: Vec::new(),
-        mode: Mode::Upsert,
-        delete: DeleteMode::Hard,
-        deleted_column: None,
-        shared_target: false,
-        parents: Vec::new(),
-        source_columns: Vec::new(),
         follows_columns: true,
-        expected: Expected { oid: 7, settled: SETTLED, columns, awaited: Vec::new() },
-        topic: None,
+        expected: Expected { oid: 7, settled: SETTLED, columns: columns.clone(), awaited: Vec::new() },
+        ..sample::plan(columns.iter().map(input).collect())
     })
 }
 

@@ -18,6 +18,8 @@ pub mod plan;
 mod plan_build;
 pub mod publication;
 pub mod resolve;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod schema;
 mod sql;
 pub mod syntax;

@@ -6,51 +6,29 @@ use proptest::prelude::*;
 
 use super::history::{Action, Key, Row};
 use crate::batch::{Batch, Entry, Net, TableBatch};
-use crate::catalog::TableName;
-use crate::mapping::plan::{DeleteMode, Expected, Input, InputFrom, Mode, Output, OutputFrom, Plan};
+use crate::mapping::plan::{DeleteMode, Input, Mode, Output, OutputFrom, Plan};
+use crate::mapping::sample;
 use crate::tuple::Cell;
-use crate::value::clickhouse::types::OnOverflow;
 
 /// Inputs in an order that is not the wire's.
 const INPUTS: [&str; 5] = ["k", "l", "a", "b", "number"];
 
 pub fn plan(mode: Mode, delete: DeleteMode) -> Plan {
-    let input = |name: &&str| Input {
-        name: (*name).to_owned(),
-        from: InputFrom::Column((*name).to_owned()),
-        stage_type: "text".to_owned(),
-        stage_type_oid: 25,
-        nested: false,
-        toastable: matches!(*name, "a" | "b"),
-        mask: None,
-        source_type: None,
-        on_overflow: OnOverflow::Error,
-    };
+    let input = |name: &&str| Input { toastable: matches!(*name, "a" | "b"), ..sample::input(name, "text", 25) };
     let output = |(input, name): (usize, &&str)| Output {
         column: (*name).to_owned(),
         target_type: "text".to_owned(),
         from: OutputFrom::Input { input, cast: false },
     };
     Plan {
-        source: "s".to_owned(),
-        sink: "w".to_owned(),
-        from: TableName::new("public", "t"),
-        target: TableName::new("dwh", "t"),
-        inputs: INPUTS.iter().map(input).collect(),
         outputs: INPUTS.iter().enumerate().map(output).collect(),
         key: vec![0, 1],
         key_inputs: vec![0, 1],
-        filter: None,
-        filter_inputs: Vec::new(),
         mode,
         delete,
         deleted_column: (delete == DeleteMode::Soft).then(|| "deleted".to_owned()),
-        shared_target: false,
-        parents: Vec::new(),
         source_columns: INPUTS.map(str::to_owned).to_vec(),
-        follows_columns: false,
-        expected: Expected::default(),
-        topic: None,
+        ..sample::plan(INPUTS.iter().map(input).collect())
     }
 }
 

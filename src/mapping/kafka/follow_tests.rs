@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::catalog::{TableName, UserType};
-use crate::mapping::kafka::{Pattern, Skipped};
-use crate::mapping::plan::{DeleteMode, Expected, ExpectedColumn, Mode, TopicFormat, TopicOptions};
+use crate::mapping::kafka::Pattern;
+use crate::mapping::plan::{Expected, ExpectedColumn, Mode};
+use crate::mapping::sample;
 
 const SETTLED: Lsn = Lsn(1000);
 const BEFORE: Lsn = Lsn(900);
@@ -41,22 +42,9 @@ fn plan() -> Arc<Plan> {
         labels: vec!["good".to_owned()],
     };
     Arc::new(Plan {
-        source: "s".to_owned(),
-        sink: "k".to_owned(),
-        from: TableName::new("public", "t"),
         target: TableName::new("s.public", "t"),
-        inputs: columns.iter().map(input).collect(),
         outputs: columns.iter().enumerate().map(output).collect(),
-        key: vec![0],
-        key_inputs: vec![0],
-        filter: None,
-        filter_inputs: Vec::new(),
         mode: Mode::Append,
-        delete: DeleteMode::Hard,
-        deleted_column: None,
-        shared_target: false,
-        parents: Vec::new(),
-        source_columns: Vec::new(),
         follows_columns: true,
         expected: Expected {
             oid: 7,
@@ -65,18 +53,11 @@ fn plan() -> Arc<Plan> {
             ..Expected::default()
         },
         topic: Some(Topic {
-            name: "s.public.t".to_owned(),
-            prefix: "s".to_owned(),
-            format: TopicFormat::DebeziumJson,
-            options: TopicOptions { tombstones: true, skipped: Skipped::NONE, values: debezium::Options::default() },
-            partitions: 1,
-            columns: columns.to_vec(),
-            filter: None,
-            include: None,
             exclude: vec![Pattern::new("public.*.secret*")],
-            names_key: false,
             types: Arc::new(BTreeMap::from([(MOOD, mood)])),
+            ..sample::topic(&columns)
         }),
+        ..sample::plan(columns.iter().map(input).collect())
     })
 }
 

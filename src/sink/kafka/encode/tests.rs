@@ -5,22 +5,17 @@ use serde_json::{Value, json};
 use super::*;
 use crate::catalog::TableName;
 use crate::mapping::kafka::Skipped;
-use crate::mapping::plan::{DeleteMode, Expected, Input, InputFrom, Mode, TopicOptions};
-use crate::value::clickhouse::types::{OnOverflow, SourceType};
+use crate::mapping::plan::{Input, Mode, TopicOptions};
+use crate::mapping::sample;
+use crate::value::clickhouse::types::SourceType;
 use crate::value::debezium::{Column, Options};
 
 fn plan(skipped: Skipped, format: TopicFormat) -> Plan {
     let types = [("id", 23), ("body", 25)];
     let input = |(name, oid): (&str, u32)| Input {
-        name: name.to_owned(),
-        from: InputFrom::Column(name.to_owned()),
-        stage_type: "text".to_owned(),
-        stage_type_oid: oid,
-        nested: false,
         toastable: oid == 25,
-        mask: None,
         source_type: Some(SourceType::built_in(oid, -1)),
-        on_overflow: OnOverflow::Error,
+        ..sample::input(name, "text", oid)
     };
     let column = |(name, oid): (&str, u32)| Column {
         name: name.to_owned(),
@@ -36,33 +31,16 @@ fn plan(skipped: Skipped, format: TopicFormat) -> Plan {
         format,
         options: TopicOptions { tombstones: true, skipped, values: Options::default() },
         partitions: 5,
-        columns: types.map(column).to_vec(),
-        filter: None,
-        include: None,
-        exclude: Vec::new(),
-        names_key: false,
-        types: std::sync::Arc::default(),
+        ..sample::topic(&types.map(column))
     };
     Plan {
         source: "fulfillment".to_owned(),
-        sink: "events".to_owned(),
         from: TableName::new("public", "orders"),
         target: TableName::new("fulfillment.public", "orders"),
-        inputs: types.map(input).to_vec(),
-        outputs: Vec::new(),
-        key: vec![0],
-        key_inputs: vec![0],
-        filter: None,
-        filter_inputs: Vec::new(),
         mode: Mode::Append,
-        delete: DeleteMode::Hard,
-        deleted_column: None,
-        shared_target: false,
-        parents: Vec::new(),
         source_columns: types.map(|(name, _)| name.to_owned()).to_vec(),
-        follows_columns: true,
-        expected: Expected::default(),
         topic: Some(topic),
+        ..sample::plan(types.map(input).to_vec())
     }
 }
 
