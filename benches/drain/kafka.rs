@@ -29,17 +29,9 @@ const PROPERTIES: &[(&str, &str)] = &[
 ];
 
 /// As Kafka's own start script has it.
-const JVM: &[&str] = &[
-    "-Xms1g",
-    "-Xmx1g",
-    "-server",
-    "-XX:+UseG1GC",
-    "-XX:MaxGCPauseMillis=20",
-    "-XX:InitiatingHeapOccupancyPercent=35",
-    "-XX:+ExplicitGCInvokesConcurrent",
-    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-    "-Dorg.slf4j.simpleLogger.log.kafka.server=info",
-];
+const JVM: &str = "-Xms1g -Xmx1g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35 \
+                   -XX:+ExplicitGCInvokesConcurrent -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
+                   -Dorg.slf4j.simpleLogger.log.kafka.server=info";
 
 /// Between two questions to the daemon.
 const ASK_EVERY: Duration = Duration::from_millis(50);

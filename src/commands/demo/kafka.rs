@@ -49,16 +49,8 @@ background.threads=2
 log.cleaner.dedupe.buffer.size=4194304
 ";
 
-/// A small JVM that is quick to start.
-const JVM: &[&str] = &[
-    "-Xms64m",
-    "-Xmx384m",
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "-XX:-UsePerfData",
-    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-    "-Dorg.slf4j.simpleLogger.log.kafka.server=info",
-];
+/// A small JVM that is quick to start: the tests' own.
+const JVM: &str = include_str!("../../../tests/support/kafka.jvm");
 
 /// Where Java and Kafka's jars are.
 #[derive(Clone)]
@@ -97,7 +89,7 @@ impl Installed {
 
     fn run(&self, class: &str) -> Command {
         let mut command = guarded("TERM", RunAs::Ourselves, &self.java);
-        command.args(JVM).arg("-cp").arg(self.jars.join("*")).arg(class);
+        command.args(JVM.lines()).arg("-cp").arg(self.jars.join("*")).arg(class);
         command
     }
 }
