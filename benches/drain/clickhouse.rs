@@ -1,20 +1,18 @@
 //! The same backlogs into ClickHouse: its server begins each drain from the same files, and counts only if it then holds
 //! what the source does.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::backlog::{Backlog, Written};
 use crate::cpu;
-use crate::drain::{DEADLINE, Measure, forget_journal, tailwater_cpu};
+use crate::drain::{Measure, forget_journal, must_run, tailwater_cpu};
+use crate::kept;
 use crate::servers::{Servers, TAILWATER_SLOT, drop_slot, terminate};
 use crate::support::clickhouse::ClickHouse;
-use crate::support::cluster::last_lines;
 use crate::support::daemon::{Daemon, Home};
-use crate::support::process::run;
 
 /// Between two questions to the server. Each costs it 3 ms of a core, so none is asked often while something is measured.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -66,19 +64,14 @@ impl Stage {
     /// Stops the server and keeps its files.
     pub fn keep(&mut self) -> Result<()> {
         self.server.stop()?;
-        copy(self.server.directory(), self.kept())
+        kept::keep(&self.server.directory())
     }
 
     /// Starts the server on the files that were kept.
     pub fn reset(&mut self) -> Result<()> {
         self.server.stop()?;
-        std::fs::remove_dir_all(self.server.directory())?;
-        copy(self.kept(), self.server.directory())?;
+        kept::restore(&self.server.directory())?;
         self.server.resume()
-    }
-
-    fn kept(&self) -> PathBuf {
-        self.server.directory().with_extension("kept")
     }
 
     /// What the server had done until now.
@@ -168,15 +161,8 @@ impl Stage {
 async fn wait(daemon: &mut Daemon, every: Duration, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !look()? {
-        if let Some(status) = daemon.ended()? {
-            bail!("the daemon ended with {status}: {}", last_lines(&daemon.log(), 20));
-        }
-        ensure!(began.elapsed() < DEADLINE, "not there within {DEADLINE:?}");
+        must_run(daemon, began)?;
         tokio::time::sleep(every).await;
     }
     Ok(())
-}
-
-fn copy(from: PathBuf, to: PathBuf) -> Result<()> {
-    run(Command::new("cp").arg("-a").arg(from).arg(to)).map(drop)
 }

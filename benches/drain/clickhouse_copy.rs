@@ -2,16 +2,15 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 use tokio_postgres::Client;
 
-use crate::backlog::ORDERS;
 use crate::clickhouse::{ALL_STREAM, Stage};
-use crate::cpu;
-use crate::drain::{Measure, forget_journal};
-use crate::servers::{Servers, TAILWATER_SLOT, drop_database, drop_slot, terminate};
-use crate::snapshot::{MAPPING, fill};
+use crate::drain::Measure;
+use crate::original::Original;
+use crate::servers::{Servers, terminate};
+use crate::snapshot::MAPPING;
 
 const DATABASE: &str = "clickhouse_snapshot";
 const ROWS: f64 = 5_000_000.0;
@@ -29,18 +28,11 @@ pub struct ClickHouseCopies {
 
 pub async fn rounds(servers: &Servers, scale: f64, rounds: usize) -> Result<ClickHouseCopies> {
     eprintln!("bench: writing the table of the snapshot into ClickHouse");
-    drop_database(&servers.source, DATABASE).await?;
-    servers.source.create_database(DATABASE).await?;
-    servers.source.execute(DATABASE, ORDERS).await?;
-    let rows = (ROWS * scale) as i64;
-    fill(servers, DATABASE, rows).await?;
-    let source = servers.source.connect(DATABASE).await?;
-    // ClickHouse knows no other way than TCP.
-    let url = format!("{}?sslmode=disable", servers.source.url(DATABASE));
-    let mut stage = Stage::new(&url, MAPPING)?;
+    let original = Original::write(servers, DATABASE, (ROWS * scale) as i64).await?;
+    let mut stage = Stage::new(&original.url, MAPPING)?;
     stage.keep()?;
-    source.execute("SELECT pg_copy_logical_replication_slot($1, 'retained')", &[&TAILWATER_SLOT]).await?;
-    let bytes = source.query_one("SELECT pg_relation_size('orders')::float8", &[]).await?.get(0);
+    original.retain_slot().await?;
+    let (rows, bytes) = (original.rows, original.bytes().await?);
     let mut copies = ClickHouseCopies { rows, bytes, tailwater: Vec::new(), table_function: Vec::new() };
     for round in 0..rounds {
         for turn in 0..2 {
@@ -52,50 +44,37 @@ pub async fn rounds(servers: &Servers, scale: f64, rounds: usize) -> Result<Clic
             } else {
                 ("postgresql()", &mut copies.table_function)
             };
-            let measure = if is_own { tailwater(servers, &stage).await? } else { table_function(servers, &stage)? };
+            let measure = match is_own {
+                true => tailwater(&original, &stage).await?,
+                false => table_function(&original, &stage)?,
+            };
             eprintln!("bench: snapshot into ClickHouse by {name}: {:.2} s", measure.seconds);
-            verify(&source, &stage).await?;
+            verify(&original.client, &stage).await?;
             measures.push(measure);
         }
     }
-    for slot in ["retained", TAILWATER_SLOT] {
-        drop_slot(&source, slot).await?;
-    }
+    original.drop_slots().await?;
     Ok(copies)
 }
 
-async fn tailwater(servers: &Servers, stage: &Stage) -> Result<Measure> {
-    servers.copy_slot(DATABASE, TAILWATER_SLOT).await?;
-    forget_journal(&stage.home)?;
-    let (source_cpu, before) = (source_cpu(servers)?, stage.before()?);
-    let began = Instant::now();
-    let mut daemon = stage.home.run()?;
-    stage.wait(&mut daemon, ALL_STREAM).await?;
-    let measure = Measure {
-        seconds: began.elapsed().as_secs_f64(),
-        own_cpu: cpu::seconds(daemon.pid()),
-        peak_mib: cpu::peak_mib(daemon.pid()),
-        ..stage.since(&before)?
-    };
-    // The copy's sessions have ended by now.
-    let measure = Measure { source_cpu: self::source_cpu(servers)? - source_cpu, ..measure };
+async fn tailwater(original: &Original<'_>, stage: &Stage) -> Result<Measure> {
+    let before = stage.before()?;
+    let (daemon, measure) = original.copy(&stage.home, async |daemon| stage.wait(daemon, ALL_STREAM).await).await?;
+    let Measure { seconds, source_cpu, own_cpu, peak_mib, .. } = measure;
+    let measure = Measure { seconds, source_cpu, own_cpu, peak_mib, ..stage.since(&before)? };
     terminate(daemon)?;
     Ok(measure)
 }
 
-fn table_function(servers: &Servers, stage: &Stage) -> Result<Measure> {
-    let (source_cpu, before) = (source_cpu(servers)?, stage.before()?);
+fn table_function(original: &Original<'_>, stage: &Stage) -> Result<Measure> {
+    let (source_cpu, before) = (original.source_cpu()?, stage.before()?);
+    let port = original.servers.source.port();
     let began = Instant::now();
     stage.server.query(&format!(
-        "INSERT INTO public.orders SELECT *, 1, 0 FROM postgresql('127.0.0.1:{}', '{DATABASE}', 'orders', 'postgres', '')",
-        servers.source.port()
+        "INSERT INTO public.orders SELECT *, 1, 0 FROM postgresql('127.0.0.1:{port}', '{DATABASE}', 'orders', 'postgres', '')"
     ))?;
     let measure = Measure { seconds: began.elapsed().as_secs_f64(), ..stage.since(&before)? };
-    Ok(Measure { source_cpu: self::source_cpu(servers)? - source_cpu, ..measure })
-}
-
-fn source_cpu(servers: &Servers) -> Result<f64> {
-    Ok(cpu::family_seconds(servers.source.postmaster_pid().context("the source runs")?))
+    Ok(Measure { source_cpu: original.source_cpu()? - source_cpu, ..measure })
 }
 
 async fn verify(source: &Client, stage: &Stage) -> Result<()> {

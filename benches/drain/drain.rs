@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 use crate::backlog::Written;
 use crate::servers::{Servers, TAILWATER_SLOT, drop_slot, from_template, pids, terminate};
 use crate::support::cluster::last_lines;
+use crate::support::daemon::{Daemon, Home};
 use crate::{cpu, readers};
 
 pub const DEADLINE: Duration = Duration::from_secs(600);
@@ -183,11 +184,20 @@ async fn tailwater(servers: &Servers, written: &Written<'_>) -> Result<Measure> 
 }
 
 /// The journal of an earlier round reaches further than the sink's template.
-pub fn forget_journal(home: &crate::support::daemon::Home) -> Result<()> {
+pub fn forget_journal(home: &Home) -> Result<()> {
     match std::fs::remove_dir_all(home.data_dir()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Fails if the daemon has ended, or what was begun then takes too long.
+pub fn must_run(daemon: &mut Daemon, began: Instant) -> Result<()> {
+    if let Some(status) = daemon.ended()? {
+        bail!("the daemon ended with {status}: {}", last_lines(&daemon.log(), 20));
+    }
+    ensure!(began.elapsed() < DEADLINE, "not there within {DEADLINE:?}");
+    Ok(())
 }
 
 /// CPU of the daemon and of its sessions at both ends so far.

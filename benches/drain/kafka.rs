@@ -1,21 +1,19 @@
 //! The same backlogs into Kafka: its broker begins each drain from the same files, and counts only if the topics then tell
 //! each change once and fold to what the source holds.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::backlog::{Backlog, HISTORY, Written};
 use crate::cpu;
-use crate::drain::{DEADLINE, Measure, forget_journal, tailwater_cpu};
+use crate::drain::{Measure, forget_journal, must_run, tailwater_cpu};
 use crate::kafka_reader::{Content, Fold, Reader};
+use crate::kept;
 use crate::servers::{Servers, TAILWATER_SLOT, drop_slot, terminate};
-use crate::support::cluster::last_lines;
 use crate::support::daemon::{Daemon, Home};
 use crate::support::kafka::{Kafka, Options};
-use crate::support::process::run;
 
 /// What the tests' broker has smaller, or shorter, than a broker has by default.
 const PROPERTIES: &[(&str, &str)] = &[
@@ -87,19 +85,14 @@ impl Stage {
     /// Stops the broker and keeps its files.
     pub fn keep(&mut self) -> Result<()> {
         self.broker.stop()?;
-        copy(self.broker.directory(), self.kept())
+        kept::keep(&self.broker.directory())
     }
 
     /// Starts the broker on the files that were kept.
     pub fn reset(&mut self) -> Result<()> {
         self.broker.stop()?;
-        std::fs::remove_dir_all(self.broker.directory())?;
-        copy(self.kept(), self.broker.directory())?;
+        kept::restore(&self.broker.directory())?;
         self.broker.resume()
-    }
-
-    fn kept(&self) -> PathBuf {
-        self.broker.directory().with_extension("kept")
     }
 
     pub fn before(&self) -> Result<Before> {
@@ -188,14 +181,6 @@ pub async fn wait_until_streaming(daemon: &mut Daemon) -> Result<()> {
     }
 }
 
-fn must_run(daemon: &mut Daemon, began: Instant) -> Result<()> {
-    if let Some(status) = daemon.ended()? {
-        bail!("the daemon ended with {status}: {}", last_lines(&daemon.log(), 20));
-    }
-    ensure!(began.elapsed() < DEADLINE, "not there within {DEADLINE:?}");
-    Ok(())
-}
-
 /// What the tables' topics have in their logs, compressed as it came.
 fn log_bytes(directory: &Path) -> Result<u64> {
     let mut bytes = 0;
@@ -212,8 +197,4 @@ fn log_bytes(directory: &Path) -> Result<u64> {
         }
     }
     Ok(bytes)
-}
-
-fn copy(from: PathBuf, to: PathBuf) -> Result<()> {
-    run(Command::new("cp").arg("-a").arg(from).arg(to)).map(drop)
 }

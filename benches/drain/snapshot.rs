@@ -2,16 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 use tokio_postgres::Client;
 
 use crate::backlog::{ORDER, ORDERS};
-use crate::drain::{DEADLINE, Measure, forget_journal, tailwater_cpu};
+use crate::drain::{Measure, forget_journal, must_run, tailwater_cpu};
 use crate::servers::{
     Servers, TAILWATER_SLOT, copy_pipe, drop_database, drop_slot, from_template, keep_as_template, terminate,
 };
-use crate::support::cluster::last_lines;
 use crate::support::daemon::{Home, tables_not_streaming};
 
 const DATABASE: &str = "snapshot";
@@ -80,10 +79,7 @@ async fn tailwater(servers: &Servers, home: &Home, source: &Client, sink: &Clien
     let began = Instant::now();
     let mut daemon = home.run()?;
     while tables_not_streaming(sink).await? > 0 {
-        if let Some(status) = daemon.ended()? {
-            bail!("the daemon ended with {status}: {}", last_lines(&daemon.log(), 20));
-        }
-        ensure!(began.elapsed() < DEADLINE, "not copied within {DEADLINE:?}");
+        must_run(&mut daemon, began)?;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let seconds = began.elapsed().as_secs_f64();
