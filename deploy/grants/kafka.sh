@@ -13,9 +13,10 @@ topics=${TAILWATER_KAFKA_TOPICS:-lms.}
 state=${TAILWATER_KAFKA_STATE:-tailwater.state}
 heartbeats=${TAILWATER_KAFKA_HEARTBEATS:-__debezium-heartbeat.}
 
-# The topics of the source's tables. DescribeConfigs: asked for max.message.bytes when a message is refused for its length.
+# The topics of the source's tables. DescribeConfigs: asked for max.message.bytes when a message is refused for its length. Read:
+# where brokers left a transaction open (KAFKA-20734), its first message tells whether it was committed.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
-    --operation Write --operation Describe --operation DescribeConfigs --topic "$topics" --resource-pattern-type prefixed
+    --operation Write --operation Describe --operation DescribeConfigs --operation Read --topic "$topics" --resource-pattern-type prefixed
 # Only with `heartbeat_interval`; `lms.transaction`, of `provide_transaction_metadata`, is among those above.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --topic "$heartbeats" --resource-pattern-type prefixed

@@ -73,6 +73,9 @@ const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
     ("queue.buffering.max.kbytes", "32768"),
     ("queue.buffering.max.messages", "100000"),
     ("message.max.bytes", "1000000"),
+    // Brokers that still mark the transaction before are asked again, and with small transactions that wait is the latency.
+    // Doubles with each try.
+    ("retry.backoff.ms", "5"),
     // How long the brokers wait for an open transaction whose producer is gone; `read_committed` readers wait with them.
     ("transaction.timeout.ms", "60000"),
 ];
@@ -216,7 +219,7 @@ mod tests {
         let held = |name| effective(&producer, name);
         assert_eq!((held("enable.idempotence"), held("acks")), ("true".into(), "-1".into()));
         assert_eq!((held("transactional.id"), held("compression.type")), ("tailwater-a".into(), "lz4".into()));
-        assert_eq!(held("bootstrap.servers"), "localhost:9092");
+        assert_eq!((held("bootstrap.servers"), held("retry.backoff.ms")), ("localhost:9092".into(), "5".into()));
         assert_eq!(effective(&address.reader("read_committed"), "isolation.level"), "read_committed");
         assert_eq!(effective(&address.admin(), "client.id"), "tailwater");
         assert_eq!(address.number("transaction.timeout.ms"), Some(60_000));

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{info, warn};
@@ -304,7 +304,14 @@ fn read_from<'r>(
                 Some(Ok(record)) if record.topic() != topic || record.partition() != *partition => {}
                 Some(Ok(record)) => return Some(Ok(told_of(&record))),
                 Some(Err(KafkaError::PartitionEOF(of))) if of == *partition => return None,
-                Some(Err(_)) | None => {}
+                // librdkafka looks for the group's coordinator; no right to one is needed.
+                Some(Err(KafkaError::PartitionEOF(_)))
+                | Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::GroupAuthorizationFailed)))
+                | None => {}
+                Some(Err(error)) => match failed(&error) {
+                    KafkaFailure::Transient { .. } => {}
+                    failure => return Some(Err(failure)),
+                },
             }
         }
         let message = format!("topic \"{topic}\": partition {partition} was not read from offset {from} on");
