@@ -128,7 +128,8 @@ impl Stage {
         let source: String = self.source.connect(DATABASE).await?.query_one(source, &[]).await?.get(0);
         // A view's refresh comes and goes with tables of its own, and merges come when they like.
         let tables = "SELECT concat(database, '.', name, if(engine LIKE '%ReplacingMergeTree', ' FINAL', '')) FROM system.tables \
-                      WHERE database IN ('mirror', 'tailwater') AND NOT startsWith(name, '.') ORDER BY ALL";
+                      WHERE database IN ('mirror', 'tailwater') AND NOT startsWith(name, '.') \
+                      AND NOT startsWith(name, '_tmp_replace_') ORDER BY ALL";
         let mut sink = Vec::new();
         for table in self.server.query(tables)?.lines() {
             sink.push(format!("{table} {}", self.server.query(&format!("SELECT count() FROM {table}"))?));
