@@ -12,19 +12,24 @@ use crate::support::pair::{DATABASE, SOON};
 use crate::support::postgres::Version;
 use crate::support::wait::{Look, eventually};
 
-const TABLES: [&str; 4] = ["stays", "dropped", "renamed", "unlogged"];
+const TABLES: [&str; 5] = ["stays", "dropped", "renamed", "unlogged", "made_anew"];
 const STATE_TOPIC: &str = "tailwater.state-events-src";
 
 /// With none of the sinks' daemons there.
-const AWAY: [&str; 6] = [
+const AWAY: [&str; 8] = [
     "INSERT INTO stays VALUES (2, 2); INSERT INTO dropped VALUES (2, 2); INSERT INTO renamed VALUES (2, 2);
      INSERT INTO unlogged VALUES (2, 2)",
     "DROP TABLE dropped",
+    "INSERT INTO made_anew VALUES (2, 2); DROP TABLE made_anew; CREATE TABLE made_anew (id int PRIMARY KEY, n int);
+     ALTER PUBLICATION tailwater_src ADD TABLE made_anew",
+    "INSERT INTO made_anew VALUES (3, 3)",
     "ALTER TABLE renamed RENAME TO other_name",
     "ALTER PUBLICATION tailwater_src DROP TABLE unlogged",
     "ALTER TABLE unlogged SET UNLOGGED",
     "INSERT INTO stays VALUES (3, 3); INSERT INTO other_name VALUES (3, 3)",
 ];
+
+const MADE_ANEW: &str = "\"public.made_anew\" is another table of that name now";
 
 struct Stage {
     source: Cluster,
@@ -140,8 +145,14 @@ async fn h33_table_that_went_while_no_daemon_ran_is_told_by_every_sink() -> Resu
     stage.wait_held("stays", 3, &mut daemon).await?;
     let log = daemon.log();
     stage.assert_told("dropped", "dropped", &log).await?;
-    stage.assert_told("renamed", "name", &log).await?;
+    stage.assert_told("renamed", "\"public.other_name\"", &log).await?;
     stage.assert_told("unlogged", "the table", &log).await?;
+    // Another table of the name is followed into its topic, with a warning.
+    let [of_postgres, of_clickhouse, of_kafka] = stage.reasons("made_anew").await?;
+    ensure!(of_postgres.contains("OID") && of_clickhouse.contains("OID"), "{of_postgres}, {of_clickhouse}");
+    ensure!(of_kafka.is_empty() && log.matches(MADE_ANEW).count() == 1, "{of_kafka}");
+    ensure!(looked.contains(MADE_ANEW), "check says nothing of it: {looked}");
+    ensure!(stage.held("made_anew").await? == [1, 1, 3], "{:?}", stage.held("made_anew").await?);
     let status = daemon.status()?.to_string();
     for table in ["dropped", "renamed", "unlogged"] {
         ensure!(stage.held(table).await? == [1; 3], "{table}: {:?}", stage.held(table).await?);
@@ -152,5 +163,6 @@ async fn h33_table_that_went_while_no_daemon_ran_is_told_by_every_sink() -> Resu
     stage.source.execute(DATABASE, "INSERT INTO stays VALUES (4, 4)").await?;
     let mut daemon = stage.home.run()?;
     stage.wait_held("stays", 4, &mut daemon).await?;
+    ensure!(daemon.log().matches(MADE_ANEW).count() == 1, "what was said once is said again");
     daemon.terminate()
 }

@@ -1,9 +1,9 @@
 //! Tables of Kafka sinks that went while no daemon ran. A pattern means the tables that there are, so nothing else asks for one
 //! that is gone; the log may have changes of it still that its topic was not told.
 
-use tracing::error;
+use tracing::{error, warn};
 
-use super::topics::report_of;
+use super::topics::{made_anew, report_of};
 use super::warehouse::Warehouse;
 use super::{COPY_INTO_TOPIC_ANEW, Occasion, Settling, Unsettled};
 use crate::catalog::TableName;
@@ -22,6 +22,8 @@ pub(super) struct Gone {
     target: TableName,
     /// With table, position, and what to do.
     message: String,
+    /// The table that has its name now, and is followed.
+    heir: Option<u32>,
 }
 
 impl Settling<'_> {
@@ -58,7 +60,10 @@ impl Settling<'_> {
             }
         }
         if matches!(self.occasion, Occasion::Look) {
-            let told = all.drain(..).map(|gone| Finding::error("table-changed", gone.message));
+            let told = all.drain(..).map(|gone| match gone.heir {
+                Some(_) => Finding::warning("table-changed", gone.message),
+                None => Finding::error("table-changed", gone.message),
+            });
             self.settled.findings.0.extend(told);
         }
         if all.iter().any(|gone| !self.may_write_of(&gone.source)) {
@@ -89,19 +94,34 @@ impl Settling<'_> {
 
     fn gone_of(&self, source: &str, sink: &str, remembered: &Remembered) -> Vec<Gone> {
         let is_meant = |from: &TableName| self.topics(source, sink).any(|topic| topic.means(from));
-        let is_planned = |from: &TableName| {
+        let planned = |from: &TableName| {
             let mut plans = self.settled.resolved.plans.iter();
-            plans.any(|plan| plan.source == source && plan.sink == sink && &plan.from == from)
+            plans.find(|plan| plan.source == source && plan.sink == sink && &plan.from == from)
         };
+        let catalog = self.live.sources.get(source).map(|end| &end.catalog);
         let mut gone = Vec::new();
         for (target, record) in &remembered.tables {
             let (Ok(from), Ok(target)) = (record.origin.parse::<TableName>(), target.parse()) else { continue };
-            if record.state == TableState::Quarantined || !is_meant(&from) || is_planned(&from) {
+            if record.state == TableState::Quarantined || !is_meant(&from) {
                 continue;
             }
-            let why = match self.live.sources.get(source).is_some_and(|end| end.catalog.table(&from).is_some()) {
-                true => "the table's changes are in no log any more",
-                false => "the table was dropped, or has another name",
+            let (source_name, sink_name) = (source.to_owned(), sink.to_owned());
+            if let Some(plan) = planned(&from) {
+                let heir = plan.expected.oid;
+                if record.oid != 0 && record.oid != heir {
+                    let (message, heir) = (made_anew(&from), Some(heir));
+                    gone.push(Gone { source: source_name, sink: sink_name, from, target, message, heir });
+                }
+                continue;
+            }
+            let other_name = catalog
+                .and_then(|catalog| catalog.tables.iter().find(|table| record.oid != 0 && table.oid == record.oid))
+                .filter(|table| table.name != from);
+            let why = match (other_name, catalog.is_some_and(|catalog| catalog.table(&from).is_some())) {
+                (Some(table), _) => format!("the table is called \"{}\" now, which is another topic's", table.name),
+                (None, true) => "the table's changes are in no log any more".to_owned(),
+                (None, false) if record.oid == 0 => "the table was dropped, or has another name".to_owned(),
+                (None, false) => "the table was dropped".to_owned(),
             };
             let told = match &remembered.checkpoint {
                 Some(stored) => format!("its changes up to {}", stored.checkpoint.end_lsn),
@@ -111,15 +131,21 @@ impl Settling<'_> {
                 "\"{from}\": {why}, seen at {}; topic \"{}\" has {told}; {COPY_INTO_TOPIC_ANEW}",
                 self.sources[source].settled, record.topic
             );
-            gone.push(Gone { source: source.to_owned(), sink: sink.to_owned(), from, target, message });
+            gone.push(Gone { source: source_name, sink: sink_name, from, target, message, heir: None });
         }
         gone
     }
 
     /// Writes down that a table is followed no more.
     pub(super) async fn note_gone(&mut self, gone: Gone) -> Result<(), Unsettled> {
-        let Gone { source, sink, from, target, message } = gone;
+        let Gone { source, sink, from, target, message, heir } = gone;
         let Some(cluster) = self.ends.kafka.get(&sink) else { return Ok(()) };
+        if let Some(oid) = heir {
+            warn!(%sink, table = %target, "{message}");
+            cluster.write_oid(&source, &target, oid).await.map_err(Unsettled::Kafka)?;
+            self.settled.reports.push(report_of((source, sink, target), message, false));
+            return Ok(());
+        }
         if self.config.sinks[&sink].on_error == OnError::Stop {
             return Err(Unsettled::Stop(format!("table \"{target}\": {message}")));
         }

@@ -131,11 +131,7 @@ impl Settling<'_> {
                 });
             }
             if before.expected.oid != plan.expected.oid {
-                let message = format!(
-                    "\"{}\" is another table of that name now: its changes are followed, and of the rows of the one before \
-                     nothing is said",
-                    plan.from
-                );
+                let message = made_anew(&plan.from);
                 warn!(sink = %plan.sink, table = %plan.target, "{message}");
                 self.settled.reports.push(report(plan, message, false));
             }
@@ -145,6 +141,14 @@ impl Settling<'_> {
 
 fn report(plan: &Plan, message: String, is_quarantined: bool) -> Report {
     report_of((plan.source.clone(), plan.sink.clone(), plan.target.clone()), message, is_quarantined)
+}
+
+/// Of a table that has an older one's name and topic.
+pub(super) fn made_anew(table: &TableName) -> String {
+    format!(
+        "\"{table}\" is another table of that name now: its changes are followed, and of the rows of the one before nothing is \
+         said"
+    )
 }
 
 /// Source, sink and target of a table, and what somebody should hear of it.

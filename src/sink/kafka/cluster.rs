@@ -231,6 +231,15 @@ impl Cluster {
         self.write(&mut producer, source, &StateKey::table(source, target), &record.to_bytes()).await.map_err(failed)
     }
 
+    /// Notes that a table's messages are another table's of that name from now on.
+    pub async fn write_oid(&self, source: &str, target: &TableName, oid: u32) -> Result<(), String> {
+        let failed = |failure: KafkaFailure| failure.to_string();
+        let mut producer = self.connect(&self.address, source, STATES).await.map_err(failed)?;
+        let Some(record) = self.read(source).await?.tables.remove(&name_text(target)) else { return Ok(()) };
+        let record = TableRecord { oid, ..record };
+        self.write(&mut producer, source, &StateKey::table(source, target), &record.to_bytes()).await.map_err(failed)
+    }
+
     /// Writes state by itself, in a transaction of its own.
     async fn write(
         &self,

@@ -139,6 +139,7 @@ impl KafkaLoader {
         let Some(topic) = &self.plan.topic else { return Err(LoadError::Row("the plan has no topic".to_owned())) };
         let record = TableRecord {
             state: TableState::Catchup,
+            oid: self.plan.expected.oid,
             partitions: topic.partitions,
             lsn: self.lsn.to_string(),
             until: until.to_string(),

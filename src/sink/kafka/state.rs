@@ -96,6 +96,9 @@ pub struct TableRecord {
     pub state: TableState,
     /// The source's table.
     pub origin: String,
+    /// Which of that name; 0 where that was not written down.
+    #[serde(default)]
+    pub oid: u32,
     pub topic: String,
     /// How many partitions the topic had when its first message came: which key is where follows from it.
     pub partitions: i32,
@@ -112,6 +115,7 @@ impl TableRecord {
         TableRecord {
             state: TableState::Pending,
             origin: name_text(origin),
+            oid: 0,
             topic: topic.to_owned(),
             partitions: 0,
             lsn: Lsn::ZERO.to_string(),
@@ -188,6 +192,7 @@ mod tests {
         let table = TableRecord {
             state: TableState::Catchup,
             origin: "public.course".to_owned(),
+            oid: 16_400,
             topic: "lms.public.course".to_owned(),
             partitions: 6,
             lsn: "0/10".to_owned(),
@@ -196,7 +201,10 @@ mod tests {
             rows: 7,
             reason: None,
         };
-        assert_eq!(TableRecord::parse(&table.to_bytes()), Ok(table));
+        assert_eq!(TableRecord::parse(&table.to_bytes()), Ok(table.clone()));
+        // As it was before OIDs were written down.
+        let text = String::from_utf8(table.to_bytes()).expect("JSON").replace("\"oid\":16400,", "");
+        assert_eq!(TableRecord::parse(text.as_bytes()), Ok(TableRecord { oid: 0, ..table }));
     }
 
     #[test]
