@@ -63,8 +63,10 @@ impl Stage {
         let options =
             PROPERTIES.iter().fold(Options::default().jvm(JVM), |options, (name, value)| options.set(name, value));
         let broker = Kafka::start_with("bench-kafka", options)?;
+        // `TAILWATER_BENCH_KAFKA_OPTIONS='"linger.ms" = "5"'`: what becomes of it with other options of librdkafka's.
+        let options = std::env::var("TAILWATER_BENCH_KAFKA_OPTIONS").unwrap_or_default();
         let config = format!(
-            "[source.src]\nurl = \"{source_url}\"\n\n[sink.events]\nkind = \"kafka\"\nbrokers = \"{}\"\n",
+            "[source.src]\nurl = \"{source_url}\"\n\n[sink.events]\nkind = \"kafka\"\nbrokers = \"{}\"\noptions = {{ {options} }}\n",
             broker.bootstrap()
         );
         let home = Home::new("bench-events", &config, &[("mapping.toml", mapping)])?;

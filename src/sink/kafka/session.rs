@@ -7,8 +7,7 @@ use super::cluster::{Cluster, Looked, Remembered};
 use super::left_open::Owners;
 use super::producer::Producer;
 use crate::checkpoint::SourceIdentity;
-use crate::sink::ApplyError;
-use crate::sink::postgres::SinkSetup;
+use crate::sink::{ApplyError, SinkSetup};
 
 pub struct KafkaSession {
     pub cluster: Arc<Cluster>,

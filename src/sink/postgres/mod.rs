@@ -16,7 +16,7 @@ use tokio_postgres::{Client, Statement};
 use crate::checkpoint::Checkpoint;
 use crate::mapping::plan::Plan;
 use crate::retry::Retry;
-pub(in crate::sink) use crate::sink::SinkSetup;
+use crate::sink::SinkSetup;
 use crate::sink::{ApplyError, Durable, TEXT_FORM};
 use encode::EncodeError;
 use statements::TableStatements;
