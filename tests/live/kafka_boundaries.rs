@@ -239,5 +239,15 @@ async fn h94_what_brokers_leave_open_is_not_told_twice() -> Result<()> {
     change(&stage).await?;
     stage.catch_up(&mut daemon).await?;
     assert_told_once(&stage).await?;
+    daemon.terminate()?;
+
+    // A topic that is gone, of a table that is mapped no more, has nothing open.
+    let delete = ["--bootstrap-server", &stage.kafka.bootstrap(), "--delete", "--topic", "src.public.churn_full"];
+    stage.kafka.tool("org.apache.kafka.tools.TopicCommand", &delete)?;
+    let others = "source = \"src\"\nsink = \"events\"\n\n[topic]\ntables = [\"public.accounts_*\", \"public.moves\"]\n\
+                  partitions = 3\ndecimal_handling_mode = \"string\"\n";
+    let home = stage.home_with(others)?;
+    let mut daemon = home.run()?;
+    stage.catch_up(&mut daemon).await?;
     daemon.terminate()
 }

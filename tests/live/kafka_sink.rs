@@ -59,7 +59,12 @@ impl Stage {
 
     /// For another daemon of the same configuration.
     pub fn second_home(&self) -> Result<Home> {
-        Home::new("second", &self.config, &[("mapping.toml", MAPPING)])
+        self.home_with(MAPPING)
+    }
+
+    /// With another mapping.
+    pub fn home_with(&self, mapping: &str) -> Result<Home> {
+        Home::new("second", &self.config, &[("mapping.toml", mapping)])
     }
 
     /// Waits until the sink's checkpoint has reached what the source has committed by now, with every table streaming.

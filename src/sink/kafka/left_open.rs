@@ -145,6 +145,7 @@ async fn told_beyond(address: &KafkaAddress, shown: &Remembered) -> Result<Optio
     }
     blocking("read what is shown", move |_, given_up| {
         let reader = reader(&address, "read_committed")?;
+        let places = those_there(&reader, places)?;
         let ends = ends_of(&reader, &places, Offset::End)?;
         let begins = ends_of(&reader, &places, Offset::Beginning)?;
         for (place, end) in ends {
@@ -218,13 +219,27 @@ async fn open_places(address: &KafkaAddress, places: BTreeSet<Place>) -> Result<
     }
     let address = address.clone();
     blocking("look for open transactions", move |_, _| {
+        let uncommitted = reader(&address, "read_uncommitted")?;
+        let places = those_there(&uncommitted, places)?;
         // First: what is committed while this looks is not open.
-        let ends = ends_of(&*reader(&address, "read_uncommitted")?, &places, Offset::End)?;
+        let ends = ends_of(&uncommitted, &places, Offset::End)?;
         let stable = ends_of(&*reader(&address, "read_committed")?, &places, Offset::End)?;
         let is_open = |(place, from): &(Place, i64)| ends.get(place).is_some_and(|end| from < end);
         Ok(stable.into_iter().filter(is_open).collect())
     })
     .await
+}
+
+/// Without those whose topic is gone: of such a one nothing else is answered.
+fn those_there(reader: &BaseConsumer<Reports>, places: BTreeSet<Place>) -> Result<BTreeSet<Place>, KafkaFailure> {
+    let what = "list topics";
+    let metadata = patiently(reader, what, "", || reader.client().fetch_metadata(None, SLICE))?;
+    let counts: BTreeMap<_, _> =
+        metadata.topics().iter().map(|topic| (topic.name(), topic.partitions().len())).collect();
+    let is_there = |(topic, partition): &Place| {
+        counts.get(topic.as_str()).is_some_and(|count| usize::try_from(*partition).is_ok_and(|at| at < *count))
+    };
+    Ok(places.into_iter().filter(is_there).collect())
 }
 
 /// Where partitions end, or begin, for a reader; without those of which no broker says so. One question to each broker.
@@ -233,6 +248,9 @@ fn ends_of(
     places: &BTreeSet<Place>,
     which: Offset,
 ) -> Result<BTreeMap<Place, i64>, KafkaFailure> {
+    if places.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let what = "look for the end";
     let mut asked = TopicPartitionList::with_capacity(places.len());
     for (topic, partition) in places {
