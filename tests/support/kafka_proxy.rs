@@ -59,8 +59,8 @@ struct State {
     struck: u64,
     /// Late requests may go.
     released: bool,
-    /// Partitions of a topic with this in its name are added to no transaction, and said to be.
-    forgotten: Option<&'static str>,
+    /// Topics, with those whose partitions are added to transactions in their place.
+    forgotten: Vec<(&'static str, &'static str)>,
     closed: bool,
 }
 
@@ -90,11 +90,22 @@ impl Shared {
         if state.path.is_empty() { state.fate.take() } else { None }
     }
 
-    /// What the daemon hears in the broker's place.
-    fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
-        let word = self.state().forgotten?;
-        let is_forgotten = kind(request) == Some(ADD_PARTITIONS) && has(request, word);
-        is_forgotten.then(|| added(request)).flatten()
+    /// Has a request name other topics, if it is one of those.
+    fn forget(&self, request: &mut [u8]) -> bool {
+        let state = self.state();
+        let mut swapped = false;
+        if kind(request) == Some(ADD_PARTITIONS) {
+            for (topic, instead) in &state.forgotten {
+                swapped |= swap(request, topic, instead);
+            }
+        }
+        swapped
+    }
+
+    fn remember(&self, answer: &mut [u8]) {
+        for (topic, instead) in &self.state().forgotten {
+            swap(answer, instead, topic);
+        }
     }
 
     fn strike(&self, signal: &str) {
@@ -155,10 +166,10 @@ impl KafkaProxy {
         self.shared.changed.notify_all();
     }
 
-    /// From now on the broker is not told that a transaction has partitions of a topic with `word` in its name, and the
-    /// daemon hears that it was: that leaves the end of the transaction out there, as some brokers do (KAFKA-20734).
-    pub fn forget(&self, word: Option<&'static str>) {
-        self.shared.state().forgotten = word;
+    /// From now on the broker takes transactions to have partitions of the second topic of a pair where they have some of the
+    /// first, and leaves their end out there, as some brokers do (KAFKA-20734). Names are as long as each other.
+    pub fn forget(&self, topics: &[(&'static str, &'static str)]) {
+        self.shared.state().forgotten = topics.to_vec();
     }
 
     pub fn struck(&self) -> u64 {
@@ -181,80 +192,75 @@ impl Drop for KafkaProxy {
     }
 }
 
-/// What becomes of a frame.
-enum Carry {
-    Yes,
-    No,
-    /// Nor of any later one.
-    End,
-}
-
 /// One connection, carried by two threads.
 struct Line {
     shared: Arc<Shared>,
     /// The number of the request whose answer the daemon does not live to hear.
     last: Mutex<Option<[u8; 4]>>,
+    /// The numbers of requests that name other topics than the daemon did.
+    swapped: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Line {
     fn open(client: TcpStream, server: TcpStream, shared: &Arc<Shared>) -> Result<()> {
-        let line = Arc::new(Line { shared: Arc::clone(shared), last: Mutex::default() });
+        let line = Arc::new(Line { shared: Arc::clone(shared), last: Mutex::default(), swapped: Mutex::default() });
         for stream in [&client, &server] {
             stream.set_nodelay(true)?;
         }
         let (there, back) = ((client.try_clone()?, server.try_clone()?), (server, client));
         let other = Arc::clone(&line);
-        let mut daemon = back.1.try_clone()?;
-        thread::spawn(move || {
-            line.pump(there.0, there.1, |request| match line.shared.answer(request) {
-                Some(answer) => daemon.write_all(&answer).map(|()| Carry::No).unwrap_or(Carry::End),
-                None => line.forth(request),
-            });
-        });
-        thread::spawn(move || other.pump(back.0, back.1, |answer| other.back(answer)));
+        thread::spawn(move || line.pump(there.0, there.1, Line::forth));
+        thread::spawn(move || other.pump(back.0, back.1, Line::back));
         Ok(())
     }
 
     /// Carries frames until either end closes or `pass` says that this is the end.
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream, mut pass: impl FnMut(&[u8]) -> Carry) {
-        while let Ok(frame) = read_frame(&mut from) {
-            match pass(&frame[4..]) {
-                Carry::No => {}
-                Carry::Yes if to.write_all(&frame).is_ok() => {}
-                Carry::Yes | Carry::End => break,
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, pass: fn(&Line, &mut [u8]) -> bool) {
+        while let Ok(mut frame) = read_frame(&mut from) {
+            if !pass(self, &mut frame[4..]) || to.write_all(&frame).is_err() {
+                break;
             }
         }
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
     }
 
-    fn forth(&self, request: &[u8]) -> Carry {
+    fn forth(&self, request: &mut [u8]) -> bool {
+        if self.shared.forget(request) {
+            self.swapped.lock().unwrap_or_else(PoisonError::into_inner).extend(request.get(4..8).map(<[u8]>::to_vec));
+        }
         match self.shared.fate_of(request) {
-            None => Carry::Yes,
+            None => true,
             Some(Fate::Unsent) => {
                 self.shared.strike("KILL");
-                Carry::End
+                false
             }
             Some(Fate::Unanswered) => {
                 let number = request.get(4..8).and_then(|bytes| bytes.try_into().ok());
                 *self.last.lock().unwrap_or_else(PoisonError::into_inner) = number;
-                Carry::Yes
+                true
             }
             Some(Fate::Late) => {
                 self.shared.strike("STOP");
                 drop(self.shared.wait(self.shared.state(), |state| state.released));
-                Carry::Yes
+                true
             }
         }
     }
 
-    fn back(&self, answer: &[u8]) -> Carry {
+    fn back(&self, answer: &mut [u8]) -> bool {
+        let mut swapped = self.swapped.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = swapped.iter().position(|number| answer.starts_with(number)) {
+            swapped.remove(at);
+            self.shared.remember(answer);
+        }
+        drop(swapped);
         let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|number| !answer.starts_with(&number)) {
-            return Carry::Yes;
+            return true;
         }
         self.shared.strike("KILL");
-        Carry::End
+        false
     }
 }
 
@@ -262,33 +268,15 @@ fn has(request: &[u8], word: &str) -> bool {
     request.windows(word.len()).any(|window| window == word.as_bytes())
 }
 
-/// The answer that all partitions of a request were added. Protocol guide, AddPartitionsToTxn, version 0: who, what and to
-/// which transaction, then an array of topics with arrays of partitions; in the answer each of these has a code.
-fn added(request: &[u8]) -> Option<Vec<u8>> {
-    let number = |at: usize| Some(i32::from_be_bytes(request.get(at..at + 4)?.try_into().ok()?));
-    let text = |at: usize| Some(at + 2 + usize::from(u16::from_be_bytes(request.get(at..at + 2)?.try_into().ok()?)));
-    // Behind the client's name, the transaction's, and the producer's id and epoch.
-    let mut at = text(text(8)?)? + 10;
-    let mut answer = [0, 0, 0, 0].to_vec();
-    answer.extend_from_slice(request.get(4..8)?);
-    answer.extend_from_slice(&[0, 0, 0, 0]);
-    answer.extend_from_slice(request.get(at..at + 4)?);
-    let topics = number(at)?;
-    at += 4;
-    for _ in 0..topics {
-        let end = text(at)?;
-        answer.extend_from_slice(request.get(at..end + 4)?);
-        let partitions = number(end)?;
-        at = end + 4;
-        for _ in 0..partitions {
-            answer.extend_from_slice(request.get(at..at + 4)?);
-            answer.extend_from_slice(&[0, 0]);
-            at += 4;
-        }
+/// Writes `to` wherever `from` stands; `false` if that is nowhere.
+fn swap(frame: &mut [u8], from: &str, to: &str) -> bool {
+    assert_eq!(from.len(), to.len(), "lengths in the frame stay as they are");
+    let is_there = |at: &usize| frame[*at..].starts_with(from.as_bytes());
+    let places: Vec<usize> = (0..frame.len()).filter(is_there).collect();
+    for &at in &places {
+        frame[at..at + to.len()].copy_from_slice(to.as_bytes());
     }
-    let length = u32::try_from(answer.len() - 4).ok()?;
-    answer[..4].copy_from_slice(&length.to_be_bytes());
-    Some(answer)
+    !places.is_empty()
 }
 
 fn kind(request: &[u8]) -> Option<i16> {
