@@ -27,7 +27,8 @@ demo: deps-demo
 
 test: deps
 	@echo "test: building and running tests/fast (no services) and tests/live (private Postgres clusters)"
-	@$(CARGO) test --locked
+	@# What a test says stands where it failed: a long run's log may be cut off before a list at its end.
+	@RUST_LIB_BACKTRACE=0 $(CARGO) test --locked -- --nocapture
 
 bench: deps-bench
 	@$(CARGO) bench --locked --bench drain

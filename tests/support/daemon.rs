@@ -126,7 +126,8 @@ impl Home {
             let _ = child.wait();
         }
         let (stdout, stderr) = (fs::read_to_string(stdout)?, fs::read_to_string(stderr)?);
-        Ok(Outcome { status: ended.with_context(|| last_lines(&stderr, 20))?, stdout, stderr })
+        let said = || format!("it said:\n{}\n{}", last_lines(&stdout, 20), last_lines(&stderr, 20));
+        Ok(Outcome { status: ended.with_context(said)?, stdout, stderr })
     }
 
     /// Runs a command that must succeed; its standard output.
@@ -134,9 +135,10 @@ impl Home {
         let outcome = self.command(arguments)?;
         ensure!(
             outcome.status.success(),
-            "tailwater {} ended with {}: {}",
+            "tailwater {} ended with {}:\n{}\n{}",
             arguments.join(" "),
             outcome.status,
+            last_lines(&outcome.stdout, 20),
             last_lines(&outcome.stderr, 20)
         );
         Ok(outcome.stdout)

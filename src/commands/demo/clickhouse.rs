@@ -23,7 +23,7 @@ const LAUNCHER: &str = include_str!("../../../tests/support/clickhouse.py");
 /// The daemon's user in it, who may do everything: the server is nobody else's.
 const USER: &str = "tailwater";
 
-const START_WITHIN: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_secs(120);
 
 pub struct ClickHouse {
     home: PathBuf,

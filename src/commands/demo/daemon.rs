@@ -31,6 +31,11 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(15);
 /// Where a daemon listens unless told otherwise, so that `tailwater status` finds it.
 const USUAL_PORT: u16 = 9629;
 
+const PORTS_TRIED: u32 = 5;
+
+/// What the daemon says of a port that is somebody else's.
+const PORT_IS_TAKEN: &str = "cannot listen on";
+
 /// Lines of the daemon's log that an error shows.
 const LOG_LINES: usize = 15;
 
@@ -54,6 +59,8 @@ pub struct Servers<'a> {
 pub struct Daemon {
     program: PathBuf,
     home: PathBuf,
+    /// `tailwater.toml` but for `[http]`, which `start` finds a port for.
+    config: String,
     port: u16,
     child: Option<Child>,
 }
@@ -62,7 +69,6 @@ impl Daemon {
     /// Writes `tailwater.toml`, the mappings and the password.
     pub fn configure(scratch: &Scratch, servers: &Servers<'_>, password: &str) -> Result<Daemon> {
         let home = scratch.path().to_owned();
-        let port = if is_free(USUAL_PORT) { USUAL_PORT } else { free_port()? };
         let mut mappings = vec![("mappings/lessons.toml", MAPPING)];
         let mut more_sinks = String::new();
         if let Some(clickhouse) = servers.clickhouse {
@@ -81,7 +87,6 @@ impl Daemon {
             "# Written by `tailwater demo`.\n\
              mappings = {names:?}\n\
              data_dir = \"journal\"\n\n\
-             [http]\nlisten = \"127.0.0.1:{port}\"\n\n\
              [source.lms]\nurl           = \"{}\"\npassword_file = \"password\"\n\n\
              [sink.{POSTGRES_SINK}]\nkind          = \"postgres\"\nurl           = \"{}\"\npassword_file = \"password\"\n\
              {more_sinks}",
@@ -92,11 +97,11 @@ impl Daemon {
         for (name, text) in mappings {
             fs::write(home.join(name), text)?;
         }
-        fs::write(home.join("tailwater.toml"), config)?;
+        fs::write(home.join("tailwater.toml"), &config)?;
         let secret = File::options().write(true).create_new(true).mode(0o600).open(home.join("password"))?;
         std::io::Write::write_all(&mut &secret, password.as_bytes())?;
         let program = std::env::current_exe().context("find this program's own file")?;
-        Ok(Daemon { program, home, port, child: None })
+        Ok(Daemon { program, home, config, port: USUAL_PORT, child: None })
     }
 
     fn tailwater(&self, log: &Path) -> Result<Command> {
@@ -132,12 +137,27 @@ impl Daemon {
         Ok(())
     }
 
-    /// `tailwater run`; returns when it answers over HTTP.
+    /// `tailwater run`; returns when it answers over HTTP. A port that another program took meanwhile is exchanged.
     pub async fn start(&mut self) -> Result<()> {
+        for tries_left in (0..PORTS_TRIED).rev() {
+            self.port = if is_free(USUAL_PORT) { USUAL_PORT } else { free_port()? };
+            let config = format!("{}\n[http]\nlisten = \"127.0.0.1:{}\"\n", self.config, self.port);
+            fs::write(self.home.join("tailwater.toml"), config)?;
+            match self.run().await {
+                Err(_) if tries_left > 0 && self.last_lines().contains(PORT_IS_TAKEN) => fs::remove_file(self.log())?,
+                outcome => return outcome,
+            }
+        }
+        Ok(())
+    }
+
+    async fn run(&mut self) -> Result<()> {
         let child = self.tailwater(&self.log())?.args(["run", "--log-format", "human"]).spawn();
         self.child = Some(child.context("start tailwater run")?);
         let deadline = Instant::now() + START_WITHIN;
-        while self.status().await?.is_none() {
+        // Only the daemon knows whether it is itself that answers at this address, and not another one.
+        let listens = format!("status at {}/", self.url());
+        while self.status().await?.is_none() || !fs::read_to_string(self.log())?.contains(&listens) {
             if Instant::now() > deadline {
                 bail!("the daemon does not answer at {} after {} s", self.url(), START_WITHIN.as_secs());
             }

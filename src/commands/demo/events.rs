@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::{Map, Value};
@@ -46,12 +47,16 @@ pub struct Reader {
 pub struct Seen {
     /// Those of the tables' topics.
     pub messages: u64,
+    /// Those of them that tell a row of a first copy.
+    pub copies: u64,
     newest: VecDeque<String>,
     /// By topic.
     pub folds: BTreeMap<String, Fold>,
     /// Rows of each table's first copy by topic, as the state topic says.
     tables: BTreeMap<String, u64>,
     failure: Option<String>,
+    /// What librdkafka said since the last message and gets over by itself, as it says, and since when.
+    trouble: Option<(Instant, String)>,
     /// How many messages there were when, over the last seconds.
     samples: VecDeque<(Instant, u64)>,
 }
@@ -83,6 +88,10 @@ impl Reader {
                         at.map(|at| tell.send_modify(|last| *last = at.unwrap_or(*last)))
                     }
                     Some(Ok(message)) => lock(&seen).take(&message),
+                    Some(Err(KafkaError::MessageConsumption(code))) => {
+                        lock(&seen).trouble.get_or_insert_with(|| (Instant::now(), code.to_string()));
+                        Ok(())
+                    }
                     Some(Err(error)) => Err(anyhow!(error).context("read Kafka")),
                 };
                 if let Err(error) = outcome {
@@ -96,12 +105,13 @@ impl Reader {
     }
 
     /// # Errors
-    /// It ended, as it only does when it fails.
+    /// It ended, as it only does when it fails, or it was in trouble too long.
     pub fn seen(&self) -> Result<MutexGuard<'_, Seen>> {
         let seen = lock(&self.seen);
-        match &seen.failure {
-            Some(failure) => bail!("{failure}"),
-            None => Ok(seen),
+        match (&seen.failure, &seen.trouble) {
+            (Some(failure), _) => bail!("{failure}"),
+            (None, Some((since, trouble))) if since.elapsed() > ANSWER_WITHIN => bail!("read Kafka: {trouble}"),
+            (None, _) => Ok(seen),
         }
     }
 }
@@ -142,6 +152,8 @@ impl Seen {
         let at = position(message).with_context(|| format!("a message of {topic} does not say where it stands"))?;
         let op = fold.take(key, at, message.payload()).with_context(|| format!("a message of {topic}"))?;
         self.messages += 1;
+        self.copies += u64::from(op == 'r');
+        self.trouble = None;
         if self.newest.len() == SHOWN {
             self.newest.pop_front();
         }
@@ -164,6 +176,11 @@ impl Seen {
             }
             Err(_) => Ok(None),
         }
+    }
+
+    /// Whether all that the first copies brought was read. Each table's is noted in the transaction that ends it.
+    pub fn has_read_copies(&self) -> bool {
+        self.tables.len() == self.folds.len() && self.copies >= self.tables.values().sum()
     }
 
     /// Messages a second, over the last ones; asked at each frame.

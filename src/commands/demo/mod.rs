@@ -59,6 +59,9 @@ const COURSES: i32 = 60;
 /// The first copy takes a second or two; a loaded machine may need longer.
 const COPY_WITHIN: Duration = Duration::from_secs(180);
 
+/// For the first changes to be seen, past the time that was asked for.
+const SHOWN_WITHIN: Duration = Duration::from_secs(30);
+
 /// Between two frames, of the copy and of the table.
 const COPY_FRAME: Duration = Duration::from_millis(50);
 const FRAME: Duration = Duration::from_millis(500);
@@ -231,11 +234,11 @@ async fn play(house: &mut House, screen: &mut Screen, args: &Demo) -> Result<Exi
     screen.settle();
     screen.line("\nthe writer stops; waiting until all has arrived and the views are refreshed …\n");
     let last = writer.stop().await?;
+    let summary = Summary::take(&ends, daemon, &last).await?;
     let mut delays = Vec::new();
     for watcher in watchers {
         delays.push(watcher.stop().await?);
     }
-    let summary = Summary::take(&ends, daemon, &last).await?;
     let status = daemon.status().await?.unwrap_or_default();
     screen.line(&summary.render(&last, &status, &delays));
     if summary.is_equal() {
@@ -377,7 +380,7 @@ fn refuse_trouble(status: &Status) -> Result<()> {
     }
 }
 
-/// Until the time is over, if it ever is.
+/// Until the time is over, if it ever is, and there was something to be seen: on a busy machine that may take longer.
 async fn watch_stream(
     daemon: &mut Daemon,
     (writer, watchers, events): (&Writer, &[Watcher], Option<&Reader>),
@@ -389,9 +392,8 @@ async fn watch_stream(
         let status = daemon.status().await?.unwrap_or_default();
         refuse_trouble(&status)?;
         let left = length.map(|length| length.saturating_sub(began.elapsed()));
-        if left.is_some_and(|left| left.is_zero()) || writer.has_failed() || watchers.iter().any(Watcher::has_failed) {
-            return Ok(());
-        }
+        let is_over = left.is_some_and(|left| left.is_zero());
+        let has_shown = watchers.iter().all(|watcher| watcher.last.borrow().is_some()) && have_told(events)?;
         let seen = watchers.iter().filter_map(|watcher| Some((watcher.sink, watcher.last.borrow().clone()?)));
         let seen = seen.map(|(sink, seen)| {
             format!("{}, visible in {sink} after {}", seen.what, seconds(seen.delay.as_secs_f64()))
@@ -414,8 +416,19 @@ async fn watch_stream(
         }
         below.extend([format!("status      {}/", daemon.url()), format!("            {end}")]);
         screen.frame(&status, &below, &line);
-        tokio::time::sleep(left.map_or(FRAME, |left| left.min(FRAME))).await;
+        let is_late = length.is_some_and(|length| began.elapsed() > length + SHOWN_WITHIN);
+        if is_over && (has_shown || is_late) || writer.has_failed() || watchers.iter().any(Watcher::has_failed) {
+            return Ok(());
+        }
+        tokio::time::sleep(left.filter(|left| !left.is_zero()).map_or(FRAME, |left| left.min(FRAME))).await;
     }
+}
+
+/// Whether a change was read from Kafka, where there is one.
+fn have_told(events: Option<&Reader>) -> Result<bool> {
+    let Some(reader) = events else { return Ok(true) };
+    let seen = reader.seen()?;
+    Ok(seen.messages > seen.copies)
 }
 
 /// How many messages come, and the newest of them.

@@ -97,9 +97,7 @@ impl Ends<'_> {
 
     /// Whether the consumer has read what the first copies brought: how soon it sees a change would else be its own delay.
     pub fn have_read_copies(&self) -> Result<bool> {
-        let Some(reader) = self.events else { return Ok(true) };
-        let seen = reader.seen()?;
-        Ok(seen.messages >= seen.copied().map(|(_, rows)| rows).sum())
+        self.events.map_or(Ok(true), |reader| Ok(reader.seen()?.has_read_copies()))
     }
 
     /// What every sink holds.

@@ -156,7 +156,7 @@ impl Watcher {
         self.last.has_changed().is_err()
     }
 
-    /// The delays measured.
+    /// The delays measured. With the writer gone it looks for the change set under way only, which this gives up.
     pub async fn stop(mut self) -> Result<Delays> {
         let _ = self.stop.send(true);
         let ended = self.task.join_next().await.context("the watcher was never started")?;
@@ -175,7 +175,7 @@ async fn look(
     let mut delays = VecDeque::new();
     let mut ticks = interval(LOOK_FOR_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !*stopped.borrow() {
+    loop {
         ticks.tick().await;
         newest.mark_unchanged();
         if newest.changed().await.is_err() {
@@ -184,7 +184,9 @@ async fn look(
         let Some(written) = newest.borrow().clone() else { continue };
         let mut polls = interval(eye.poll_every());
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !*stopped.borrow() {
+        loop {
+            // Asked to stop, it looks once more.
+            let is_last = *stopped.borrow();
             polls.tick().await;
             if eye.shows(written.lsn).await? {
                 let delay = written.committed_at.elapsed();
@@ -193,6 +195,9 @@ async fn look(
                 }
                 delays.push_back(delay);
                 tell.send_replace(Some(Seen { what: written.what, delay }));
+                break;
+            }
+            if is_last {
                 break;
             }
         }
