@@ -27,8 +27,8 @@ demo: deps-demo
 
 test: deps
 	@echo "test: building and running tests/fast (no services) and tests/live (private Postgres clusters)"
-	@# What a test says stands where it failed: a long run's log may be cut off before a list at its end.
-	@RUST_LIB_BACKTRACE=0 $(CARGO) test --locked -- --nocapture
+	@# A dot a test, so that what failed, and what it said, is seen at once.
+	@RUST_LIB_BACKTRACE=0 $(CARGO) test --locked -- --quiet
 
 bench: deps-bench
 	@$(CARGO) bench --locked --bench drain
