@@ -11,7 +11,7 @@ use crate::diagnostic::{Finding, Findings, Severity};
 use crate::mapping::MappingFile;
 use crate::mapping::desired::{Desired, ddl, desired_tables};
 use crate::mapping::plan::Plan;
-use crate::pipeline::drift::Settled;
+use crate::pipeline::drift::{GONE_TOPIC, Settled};
 use crate::postgres::error::describe;
 use crate::sink::clickhouse::ddl::state_schema;
 use crate::sink::clickhouse::state::has_schema;
@@ -60,6 +60,7 @@ async fn set_up(config: &Config, files: &[MappingFile], args: &Setup) -> Finding
     if args.create_targets {
         findings.0.iter_mut().for_each(excuse_view);
     }
+    findings.0.iter_mut().for_each(excuse_gone);
     let mut plans = Vec::new();
     for (name, client) in &ends.sources {
         let source = &config.sources[name];
@@ -105,6 +106,14 @@ fn excuse_view(finding: &mut Finding) {
     if finding.code == "unknown-view" {
         finding.severity = Severity::Warning;
         finding.hint = Some("make it once its tables are there: `check` and `run` insist on it.".to_owned());
+    }
+}
+
+/// Neither the others nor the one that is gone lose anything by what is made now, and a start may need it: a table that a
+/// pattern means newly has no topic yet.
+fn excuse_gone(finding: &mut Finding) {
+    if finding.code == GONE_TOPIC {
+        finding.severity = Severity::Warning;
     }
 }
 

@@ -18,6 +18,7 @@ mod gone;
 mod judge;
 mod rows;
 pub(super) mod store;
+mod told;
 mod topics;
 mod unsettled;
 mod warehouse;
@@ -46,6 +47,8 @@ use crate::sink::state::TableState;
 use crate::source::layout::Layout;
 use cases::{Case, SourceNow, by_sink, cases, look};
 use edges::{add_columns, before_added};
+pub use told::GONE_TOPIC;
+use told::told;
 pub use unsettled::Unsettled;
 use warehouse::{Warehouse, WarehouseError};
 pub use watch::announce;
@@ -270,11 +273,7 @@ impl Settling<'_> {
     fn leave_out(&mut self) {
         for case in &self.cases {
             if matches!(self.occasion, Occasion::Look) {
-                let told =
-                    case.broken.iter().map(|why| Finding::error("table-changed", format!("\"{}\": {why}", case.from)));
-                let noted =
-                    case.notes.iter().map(|why| Finding::warning("table-changed", format!("\"{}\": {why}", case.from)));
-                self.settled.findings.0.extend(told.map(|finding| finding.hint(format!("{COPY_ANEW}."))).chain(noted));
+                told(case, &self.files[case.file], &mut self.settled.findings);
                 let wanted: Vec<_> = case.left_out.iter().filter_map(|(_, desired)| desired.clone()).collect();
                 if !wanted.is_empty() {
                     pretend(self.live, case, &wanted);

@@ -7,7 +7,7 @@ use crate::support::clickhouse::ClickHouse;
 use crate::support::cluster::{Cluster, Options};
 use crate::support::daemon::{Daemon, Home};
 use crate::support::kafka::Kafka;
-use crate::support::kcat::{Record, read_committed};
+use crate::support::kcat::{Record, partition_count, read_committed};
 use crate::support::pair::{DATABASE, SOON};
 use crate::support::postgres::Version;
 use crate::support::wait::{Look, eventually};
@@ -31,12 +31,23 @@ const AWAY: [&str; 8] = [
 
 const MADE_ANEW: &str = "\"public.made_anew\" is another table of that name now";
 
+const TOPICS: &str = "source = \"src\"\nsink = \"events\"\n[topic]\ntables = [\"public.*\"]\npartitions = 1\n";
+/// A pattern means the table that has another name now, and it is copied.
+const NEW_TOPIC: &str = "src.public.other_name";
+
+fn rows(tables: &[&str]) -> String {
+    let table = |table: &&str| format!("[table.\"mirror.{table}\"]\nfrom = \"public.{table}\"\ncolumns = \"*\"\n\n");
+    let tables: String = tables.iter().map(table).collect();
+    format!("source = \"src\"\nsink = [\"pg\", \"ch\"]\n\n{tables}")
+}
+
 struct Stage {
     source: Cluster,
     postgres: Cluster,
     clickhouse: ClickHouse,
     kafka: Kafka,
     home: Home,
+    config: String,
 }
 
 impl Stage {
@@ -60,16 +71,60 @@ impl Stage {
             clickhouse.url(""),
             kafka.bootstrap()
         );
-        let tables: String = TABLES
-            .iter()
-            .map(|table| format!("[table.\"mirror.{table}\"]\nfrom = \"public.{table}\"\ncolumns = \"*\"\n\n"))
-            .collect();
-        let rows = format!("source = \"src\"\nsink = [\"pg\", \"ch\"]\n\n{tables}");
-        let topics =
-            "source = \"src\"\nsink = \"events\"\n[topic]\ntables = [\"public.*\"]\npartitions = 1\n".to_owned();
-        let home = Home::new("gone", &config, &[("rows.toml", &rows), ("topics.toml", &topics)])?;
+        let home = Home::new("gone", &config, &[("rows.toml", &rows(&TABLES)), ("topics.toml", TOPICS)])?;
         home.setup()?;
-        Ok(Stage { source, postgres, clickhouse, kafka, home })
+        Ok(Stage { source, postgres, clickhouse, kafka, home, config })
+    }
+
+    /// Rows of these tables are mapped from now on, and topics of all there are.
+    fn map(&self, tables: &[&str]) -> Result<()> {
+        self.home.configure(&self.config, &[("rows.toml", &rows(tables)), ("topics.toml", TOPICS)])
+    }
+
+    /// `setup` says of each table that is gone where it is mapped and what to do, and changes nothing; of one that only a pattern
+    /// means it warns, and makes what a start needs.
+    async fn assert_set_up(&self) -> Result<()> {
+        let publication = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables WHERE pubname = 'tailwater_src'";
+        let source = self.source.connect(DATABASE).await?;
+        let published: String = source.query_one(publication, &[]).await?.get(0);
+        let stopped = self.home.command(&["setup", "--create-targets"])?;
+        ensure!(stopped.status.code() == Some(3), "{}: {}", stopped.status, stopped.stderr);
+        for (table, why) in
+            [("dropped", "the table was dropped"), ("renamed", "the table is called \"public.other_name\"")]
+        {
+            let told = format!(": \"public.{table}\": {why}");
+            ensure!(
+                stopped.stderr.matches(&told).count() == 2,
+                "not said of the rows and of the topic: {}",
+                stopped.stderr
+            );
+            let line =
+                rows(&TABLES).lines().position(|line| line.contains(&format!("\"public.{table}\""))).context(table)?;
+            let place = format!("mappings/rows.toml:{}:8", line + 1);
+            ensure!(stopped.stderr.matches(&place).count() == 1, "not at {place}: {}", stopped.stderr);
+        }
+        for words in [
+            "no such table in the source any more",
+            "remove its mapping",
+            "of sink \"ch\"",
+            "`exclude_tables`",
+            "topics.toml:4:11",
+        ] {
+            ensure!(stopped.stderr.contains(words), "\"{words}\" is not said: {}", stopped.stderr);
+        }
+        ensure!(partition_count(&self.kafka, NEW_TOPIC)?.is_none(), "it made a topic");
+        let now: String = source.query_one(publication, &[]).await?.get(0);
+        ensure!(now == published, "it changed the publication: {now}");
+
+        self.map(&["stays"])?;
+        let outcome = self.home.command(&["setup", "--create-targets"])?;
+        ensure!(outcome.status.success(), "{}: {}", outcome.status, outcome.stderr);
+        for table in ["dropped", "renamed", "unlogged"] {
+            let told = format!("warning: \"public.{table}\": ");
+            ensure!(outcome.stderr.matches(&told).count() == 1, "nothing is said of {table}: {}", outcome.stderr);
+        }
+        ensure!(partition_count(&self.kafka, NEW_TOPIC)? == Some(1), "a table that is new there has no topic");
+        self.map(&TABLES)
     }
 
     /// How many rows of a table each sink has been given.
@@ -132,8 +187,7 @@ async fn h33_table_that_went_while_no_daemon_ran_is_told_by_every_sink() -> Resu
     for sql in AWAY {
         stage.source.execute(DATABASE, sql).await?;
     }
-    // A pattern means it, and it is copied.
-    stage.kafka.create_topic("src.public.other_name", 1, &[]).await?;
+    stage.assert_set_up().await?;
 
     let looked = stage.home.command(&["check"])?;
     let looked = looked.stdout + &looked.stderr;

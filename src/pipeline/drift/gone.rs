@@ -3,12 +3,14 @@
 
 use tracing::{error, warn};
 
+use super::told::told_of_topic;
 use super::topics::{made_anew, report_of};
 use super::warehouse::Warehouse;
 use super::{COPY_INTO_TOPIC_ANEW, Occasion, Settling, Unsettled};
 use crate::catalog::TableName;
 use crate::config::OnError;
 use crate::diagnostic::Finding;
+use crate::mapping::MappingFile;
 use crate::mapping::kafka::TopicMapping;
 use crate::mapping::syntax::At;
 use crate::sink::kafka::cluster::{Cluster, Remembered};
@@ -60,16 +62,20 @@ impl Settling<'_> {
             }
         }
         if matches!(self.occasion, Occasion::Look) {
-            let told = all.drain(..).map(|gone| match gone.heir {
-                Some(_) => Finding::warning("table-changed", gone.message),
-                None => Finding::error("table-changed", gone.message),
-            });
+            let told: Vec<_> = all.drain(..).map(|gone| self.told(gone)).collect();
             self.settled.findings.0.extend(told);
         }
         if all.iter().any(|gone| !self.may_write_of(&gone.source)) {
             return Err(Unsettled::StandBy);
         }
         Ok(all)
+    }
+
+    /// What somebody who looks hears, at the pattern that means the table.
+    fn told(&self, gone: Gone) -> Finding {
+        let means = |file: &&MappingFile| file.topic.as_ref().is_some_and(|topic| topic.means(&gone.from));
+        let file = self.files_of(&gone.source, &gone.sink).find(means);
+        told_of_topic(gone.message, &gone.from, gone.heir.is_some(), file)
     }
 
     /// What a sink remembers of a source. A daemon that died may have left a transaction open, which hides what is behind it
@@ -83,13 +89,16 @@ impl Settling<'_> {
         cluster.read(source).await
     }
 
-    /// The sections that bring these two together.
-    fn topics(&self, source: &str, sink: &str) -> impl Iterator<Item = &TopicMapping> {
-        let files = self.files.iter().filter(move |file| {
+    /// The files that bring these two together.
+    fn files_of(&self, source: &str, sink: &str) -> impl Iterator<Item = &MappingFile> {
+        self.files.iter().filter(move |file| {
             let names = |known: &[At<String>], name: &str| known.iter().any(|known| known.value == name);
             names(&file.sources, source) && names(&file.sinks, sink)
-        });
-        files.filter_map(|file| file.topic.as_ref())
+        })
+    }
+
+    fn topics(&self, source: &str, sink: &str) -> impl Iterator<Item = &TopicMapping> {
+        self.files_of(source, sink).filter_map(|file| file.topic.as_ref())
     }
 
     fn gone_of(&self, source: &str, sink: &str, remembered: &Remembered) -> Vec<Gone> {
