@@ -164,6 +164,8 @@ struct Buffers {
     old_key: Vec<u8>,
     value: Vec<u8>,
     second: Vec<u8>,
+    /// What `lsn` is the text of.
+    placed: Option<Lsn>,
     lsn: String,
     ordinal: String,
 }
@@ -362,11 +364,12 @@ impl Sent {
 
 impl Buffers {
     fn place(&mut self, lsn: Lsn, ordinal: u64) {
-        use std::fmt::Write as _;
-        self.lsn.clear();
+        // All changes of a transaction have the same.
+        if self.placed.replace(lsn) != Some(lsn) {
+            self.lsn = lsn.to_string();
+        }
         self.ordinal.clear();
-        write!(self.lsn, "{lsn}").expect("writing to memory cannot fail");
-        write!(self.ordinal, "{ordinal}").expect("writing to memory cannot fail");
+        self.ordinal.push_str(itoa::Buffer::new().format(ordinal));
     }
 }
 

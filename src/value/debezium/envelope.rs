@@ -3,8 +3,6 @@
 //! Fields stand in the order of Debezium's schema: `before`, `after`, `source`, `transaction`, `op`, `ts_ms`, `ts_us`,
 //! `ts_ns`.
 
-use std::io::Write as _;
-
 use super::EncodeError;
 use super::form::Payload;
 use super::out::{Label, Out};
@@ -328,21 +326,37 @@ fn write_old<'a, O: Out, R: Iterator<Item = Cell<'a>> + Clone>(
 
 /// `["<last commit>","<this change>"]`, as text.
 pub(super) fn sequence_text<O: Out>(out: &mut O, info: &SourceInfo) {
-    compose(out, |buffer| match info.last_commit_lsn {
-        None => write!(buffer, "[null,\"{}\"]", info.lsn.0),
-        Some(last) => write!(buffer, "[\"{}\",\"{}\"]", last.0, info.lsn.0),
+    compose(out, |buffer| {
+        match info.last_commit_lsn {
+            None => buffer.extend_from_slice(b"[null,\""),
+            Some(last) => {
+                buffer.extend_from_slice(b"[\"");
+                push_number(buffer, last.0);
+                buffer.extend_from_slice(b"\",\"");
+            }
+        }
+        push_number(buffer, info.lsn.0);
+        buffer.extend_from_slice(b"\"]");
     });
 }
 
 /// `<xid>:<lsn>`
 pub(super) fn transaction_id_text<O: Out>(out: &mut O, xid: u32, lsn: Lsn) {
-    compose(out, |buffer| write!(buffer, "{xid}:{}", lsn.0));
+    compose(out, |buffer| {
+        push_number(buffer, xid.into());
+        buffer.push(b':');
+        push_number(buffer, lsn.0);
+    });
 }
 
-fn compose<O: Out>(out: &mut O, write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) {
+fn push_number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+fn compose<O: Out>(out: &mut O, write: impl FnOnce(&mut Vec<u8>)) {
     let composed = out.composed_text(|buffer| {
-        write(buffer).expect("writing to memory cannot fail");
+        write(buffer);
         Ok(())
     });
-    composed.expect("nothing else can fail");
+    composed.expect("nothing can fail");
 }

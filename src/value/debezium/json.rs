@@ -150,16 +150,23 @@ fn escape_of(byte: u8) -> Option<([u8; 6], usize)> {
     }
 }
 
+/// Whether [`escape_of`] has something for a byte of it. Looks at all of them, which takes less time than to stop in between.
+fn needs_escape(text: &[u8]) -> bool {
+    text.iter().fold(false, |needs, byte| needs | (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\'))
+}
+
 /// Appends text as a JSON string.
 pub(super) fn quote(out: &mut Vec<u8>, text: &[u8]) {
     out.reserve(text.len() + 2);
     out.push(b'"');
     let mut from = 0;
-    for (at, byte) in text.iter().enumerate() {
-        if let Some((escape, length)) = escape_of(*byte) {
-            out.extend_from_slice(&text[from..at]);
-            out.extend_from_slice(&escape[..length]);
-            from = at + 1;
+    if needs_escape(text) {
+        for (at, byte) in text.iter().enumerate() {
+            if let Some((escape, length)) = escape_of(*byte) {
+                out.extend_from_slice(&text[from..at]);
+                out.extend_from_slice(&escape[..length]);
+                from = at + 1;
+            }
         }
     }
     out.extend_from_slice(&text[from..]);
@@ -168,13 +175,13 @@ pub(super) fn quote(out: &mut Vec<u8>, text: &[u8]) {
 
 /// Escapes what stands after `start`, moving it apart from the end.
 fn escape_in_place(out: &mut Vec<u8>, start: usize) {
+    if !needs_escape(&out[start..]) {
+        return;
+    }
     let length_of = |byte: &u8| escape_of(*byte).map_or(1, |(_, length)| length);
     let needed: usize = out[start..].iter().map(length_of).sum();
     let mut from = out.len();
     let mut to = start + needed;
-    if to == from {
-        return;
-    }
     out.resize(to, 0);
     while to > from {
         from -= 1;

@@ -4,8 +4,6 @@
 //! calendar, whose year 0 is 1 BC, and prints years as Java's `ISO_LOCAL_DATE` does: four digits, with a sign before what
 //! is longer or negative.
 
-use std::io::Write as _;
-
 use super::ValueError;
 use super::out::Out;
 use crate::tuple::Cell;
@@ -211,22 +209,32 @@ fn push_timestamp(out: &mut Vec<u8>, micros: i128, fraction: Fraction) -> Result
 /// `YYYY-MM-DD` of days since 1970.
 fn push_date(out: &mut Vec<u8>, days: i64) {
     let (year, month, day) = crate::value::calendar::civil_from_days(days);
-    let sign = match year {
-        ..0 => "-",
-        0..10_000 => "",
-        10_000.. => "+",
-    };
-    push(out, format_args!("{sign}{:04}-{month:02}-{day:02}", year.unsigned_abs()));
+    match year {
+        ..0 => out.push(b'-'),
+        0..10_000 => {}
+        10_000.. => out.push(b'+'),
+    }
+    push_padded(out, year.unsigned_abs(), 4);
+    for part in [month, day] {
+        out.push(b'-');
+        push_padded(out, part.unsigned_abs(), 2);
+    }
 }
 
 /// `HH:MM:SS` and the fraction.
 fn push_clock(out: &mut Vec<u8>, micros: i64, fraction: Fraction) {
-    let (seconds, rest) = (micros / MICROS_PER_SECOND, micros % MICROS_PER_SECOND);
-    push(out, format_args!("{:02}:{:02}:{:02}", seconds / 3_600, seconds / 60 % 60, seconds % 60));
+    let seconds = (micros / MICROS_PER_SECOND).unsigned_abs();
+    let rest = (micros % MICROS_PER_SECOND).unsigned_abs();
+    push_padded(out, seconds / 3_600, 2);
+    for part in [seconds / 60 % 60, seconds % 60] {
+        out.push(b':');
+        push_padded(out, part, 2);
+    }
     match fraction {
-        Fraction::AsNeeded => push_fraction(out, rest.unsigned_abs()),
+        Fraction::AsNeeded => push_fraction(out, rest),
         Fraction::Digits(digits) => {
-            push(out, format_args!(".{rest:06}"));
+            out.push(b'.');
+            push_padded(out, rest, 6);
             out.truncate(out.len() - 6 + usize::from(digits));
         }
     }
@@ -235,13 +243,19 @@ fn push_clock(out: &mut Vec<u8>, micros: i64, fraction: Fraction) {
 /// The point and the digits of so many microseconds, without zeros at the end; nothing for none.
 fn push_fraction(out: &mut Vec<u8>, micros: u64) {
     if micros > 0 {
-        push(out, format_args!(".{micros:06}"));
+        out.push(b'.');
+        push_padded(out, micros, 6);
         while out.last() == Some(&b'0') {
             out.pop();
         }
     }
 }
 
-fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("writing to memory cannot fail");
+/// A number with zeros in front where it has fewer digits. Every change has several; `format_args!` takes three times the
+/// instructions.
+fn push_padded(out: &mut Vec<u8>, number: u64, digits: usize) {
+    let mut buffer = itoa::Buffer::new();
+    let text = buffer.format(number).as_bytes();
+    out.extend_from_slice(&b"000000"[text.len().min(digits)..digits]);
+    out.extend_from_slice(text);
 }

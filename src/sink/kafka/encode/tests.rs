@@ -137,3 +137,21 @@ fn without_an_envelope_a_delete_is_a_tombstone_that_counts() {
     assert_eq!(sent(&flat, Images::Delete(Old::Key(&OLD))), (1, vec![of(1, "tombstone", None, &[])]));
     assert_eq!(sent(&flat, moved()).0, 2);
 }
+
+#[test]
+fn headers_tell_each_change_its_own_place() {
+    let mut messages = Messages::new(&plan(Skipped::NONE, TopicFormat::Json), "postgres", None).expect("a shape");
+    for (commit_lsn, ordinal, text) in
+        [(500, 9, "0/1F4"), (500, 10, "0/1F4"), (1 << 32 | 7, 1, "1/7"), (500, 1, "0/1F4")]
+    {
+        let begin = Begin { commit_lsn: Lsn(commit_lsn), commit_ts: UnixMicros(7), xid: 571 };
+        let (last_commit, lsn) = (Lsn(400), Lsn(450));
+        let at = At { begin: &begin, last_commit, lsn, ordinal, order: None, now: UnixMicros(8) };
+        let sent = messages.change(Images::Insert(&NEW), &at).expect("it has a form");
+        let headers: Vec<_> = messages.messages(sent, at.now).map(|message| message.headers).collect();
+        let ordinal = ordinal.to_string();
+        assert_eq!(headers, [[Some((LSN_HEADER, text.as_bytes())), Some((ORDINAL_HEADER, ordinal.as_bytes())), None]]);
+    }
+    let copied = messages.read(&NEW, Lsn(8), UnixMicros(8)).expect("it has a form").headers;
+    assert_eq!(copied, [Some((LSN_HEADER, &b"0/8"[..])), Some((ORDINAL_HEADER, b"0")), None]);
+}

@@ -1,6 +1,8 @@
 //! Intervals: months, days and time apart, as Postgres keeps them.
 
-use super::{MICROS_PER_SECOND, parse, push, push_fraction};
+use std::io::Write as _;
+
+use super::{MICROS_PER_SECOND, parse, push_fraction};
 use crate::tuple::Cell;
 use crate::value::debezium::ValueError;
 
@@ -93,4 +95,8 @@ impl Interval {
         push_fraction(out, micros.unsigned_abs());
         out.push(b'S');
     }
+}
+
+fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("writing to memory cannot fail");
 }
