@@ -21,7 +21,8 @@ impl Pattern {
     }
 }
 
-/// Goes back to the last `*` at every mismatch: its earlier ones need no second look.
+/// Goes back to the last `*` at every mismatch: its earlier ones need no second look. Both are UTF-8, so what stands for any
+/// character is always at the begin of one.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut at, mut place) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
@@ -31,18 +32,32 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
                 star = Some((at, place));
                 at += 1;
             }
-            Some(byte) if *byte == b'?' || *byte == name[place] => {
+            Some(b'?') => {
+                at += 1;
+                place += char_length(name[place]);
+            }
+            Some(byte) if *byte == name[place] => {
                 at += 1;
                 place += 1;
             }
             _ => {
                 let Some((before, taken)) = star else { return false };
-                (at, place) = (before + 1, taken + 1);
-                star = Some((before, taken + 1));
+                (at, place) = (before + 1, taken + char_length(name[taken]));
+                star = Some((before, place));
             }
         }
     }
     pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+/// How many bytes a character of UTF-8 has that begins with this one.
+fn char_length(first: u8) -> usize {
+    match first {
+        0xF0.. => 4,
+        0xE0.. => 3,
+        0xC0.. => 2,
+        _ => 1,
+    }
 }
 
 #[cfg(test)]
@@ -63,6 +78,10 @@ mod tests {
             ("public.course", "public.courses", false),
             ("**", "x", true),
             ("?", "", false),
+            ("public.caf?", "public.café", true),
+            ("public.caf??", "public.café", false),
+            ("*é?", "öéü", true),
+            ("*é", "öéü", false),
         ] {
             assert_eq!(Pattern::new(pattern).matches(name), expected, "{pattern} and {name}");
         }

@@ -12,6 +12,7 @@ use super::address::KafkaAddress;
 use super::failure::KafkaFailure;
 use super::oversize::{Limit, Oversize};
 use super::producer::{Producer, Record};
+use super::topics::{describe, topics};
 use crate::config::Secret;
 
 const TOPIC: &str = "orders";
@@ -226,4 +227,17 @@ async fn a_topic_that_is_not_there_is_fatal() {
         refused => refused,
     };
     assert!(matches!(&outcome, Err(KafkaFailure::Fatal { message }) if message.contains(TOPIC)), "{outcome:?}");
+}
+
+/// Brokers name topics that they cannot tell of yet, or any more: such a one has an error and no partitions.
+#[tokio::test]
+async fn a_topic_of_no_partitions_is_none() {
+    let cluster = cluster(1);
+    cluster.create_topic("other", 3, 1).expect("a mock makes topics");
+    let address = address(&cluster, &[]);
+    assert_eq!(topics(&address).await, Ok(BTreeMap::from([(TOPIC.to_owned(), 2), ("other".to_owned(), 3)])));
+    let unknown = Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+    cluster.topic_error(TOPIC, unknown).expect("the mock can deny");
+    assert_eq!(topics(&address).await, Ok(BTreeMap::from([("other".to_owned(), 3)])));
+    assert_eq!(describe(&address, TOPIC).await, Ok(None));
 }

@@ -83,7 +83,9 @@ pub async fn topics(address: &KafkaAddress) -> Result<BTreeMap<String, i32>, Kaf
     blocking("list topics", move |_, _| {
         let reader = reader(&address, "read_committed")?;
         let metadata = patiently(&reader, "list topics", "", || reader.client().fetch_metadata(None, SLICE))?;
-        let counted = metadata.topics().iter().map(|topic| {
+        // Whoever would write there could name no partition.
+        let there = metadata.topics().iter().filter(|topic| !topic.partitions().is_empty());
+        let counted = there.map(|topic| {
             let partitions = i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
             (topic.name().to_owned(), partitions)
         });
@@ -218,7 +220,10 @@ fn partition_count(reader: &BaseConsumer<Reports>, topic: &str) -> Result<Option
     let metadata = patiently(reader, what, topic, || reader.client().fetch_metadata(Some(topic), SLICE))?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     match found.error().map(RDKafkaErrorCode::from) {
-        None | Some(RDKafkaErrorCode::LeaderNotAvailable) => Ok(i32::try_from(found.partitions().len()).ok()),
+        None | Some(RDKafkaErrorCode::LeaderNotAvailable) if !found.partitions().is_empty() => {
+            Ok(i32::try_from(found.partitions().len()).ok())
+        }
+        None => Err(KafkaFailure::of_code(what, topic, RDKafkaErrorCode::LeaderNotAvailable, Flags::default())),
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(None),
         Some(code) => Err(KafkaFailure::of_code(what, topic, code, Flags::default())),
     }
