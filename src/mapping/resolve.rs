@@ -98,6 +98,7 @@ pub fn resolve(config: &Config, files: &[MappingFile], live: &Live) -> (Resolved
     let mut findings = resolve_offline(config, files);
     let mut resolved = Resolved::default();
     let expanded: Vec<Vec<Expanded>> = files.iter().map(|file| expand(file, live, &mut findings)).collect();
+    findings.0.extend(kafka::shared(files, &expanded));
     let mut needs = Vec::new();
     for (file, expanded) in files.iter().zip(&expanded) {
         for mapping in &file.tables {

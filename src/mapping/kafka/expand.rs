@@ -1,5 +1,7 @@
 //! A `[topic]` section against a source's catalog: a mapping for each table that it means.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use super::{TopicMapping, label};
@@ -43,6 +45,39 @@ pub(in crate::mapping) fn expand(
         Expanded { source: source.to_owned(), topic: name, mapping }
     });
     expanded.collect()
+}
+
+/// A finding for each topic that more than one table of a source would go to, or one table twice. What a sink remembers of a
+/// table stands under its topic's name, so that the second would be taken for copied with the first.
+pub(in crate::mapping) fn shared(files: &[MappingFile], expanded: &[Vec<Expanded>]) -> Vec<Finding> {
+    let mut known: BTreeMap<(&str, &str, &TableName), (&TableName, bool)> = BTreeMap::new();
+    let mut findings = Vec::new();
+    for (file, expanded) in files.iter().zip(expanded) {
+        let Some(section) = &file.topic else { continue };
+        let pairs = expanded.iter().flat_map(|one| file.sinks.iter().map(move |sink| (one, sink.value.as_str())));
+        for (Expanded { source, topic, mapping }, sink) in pairs {
+            let from = &mapping.from.value;
+            let (first, is_told) = match known.entry((source, sink, &mapping.target.value)) {
+                Entry::Vacant(place) => {
+                    place.insert((from, false));
+                    continue;
+                }
+                Entry::Occupied(place) => place.into_mut(),
+            };
+            if std::mem::replace(is_told, true) {
+                continue;
+            }
+            let message = match *first == from {
+                true => format!("\"{from}\" goes to topic \"{topic}\" of sink \"{sink}\" twice"),
+                false => format!("\"{first}\" and \"{from}\" both go to topic \"{topic}\" of sink \"{sink}\""),
+            };
+            let finding = Finding::error("duplicate-target", message).at(&file.file, section.name.span.clone());
+            let hint = "a table has a topic of its own: tell them apart by {schema} and {table} in `name`, or leave one out by \
+                        `exclude_tables`.";
+            findings.push(finding.hint(hint));
+        }
+    }
+    findings
 }
 
 /// `key` and `where` name tables that the section means.

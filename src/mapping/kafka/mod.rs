@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use crate::catalog::TableName;
 
 pub(super) use beside::{beside, lacking};
-pub(super) use expand::{Expanded, expand};
+pub(super) use expand::{Expanded, expand, shared};
 pub(super) use filter::{Rows, rows};
 pub(super) use follow::bind;
 pub use pattern::Pattern;

@@ -201,3 +201,22 @@ fn what_would_not_be_right_of_every_change_is_refused() {
         }
     }
 }
+
+/// What is remembered of a table stands under its topic's name: of two, the second would be taken for copied with the first.
+#[test]
+fn a_topic_is_of_one_table() {
+    let said = |section: &str| resolved(section).1.render(false);
+    let name = "name = \"{source}.public.orders\"\n";
+    let both = said(&format!("tables = \"public.*\"\n{name}"));
+    for words in [
+        "\"public.orders\"",
+        "\"public.lines\"",
+        "topic \"lms.public.orders\" of sink \"events\"",
+        "m.toml:5:8",
+        "{table}",
+    ] {
+        assert!(both.contains(words), "{words}: {both}");
+    }
+    assert_eq!(both.matches("error: ").count(), 1, "{both}");
+    assert_eq!(said(&format!("tables = \"public.orders\"\n{name}")), "");
+}
