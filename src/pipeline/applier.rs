@@ -28,7 +28,7 @@ use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::refresh::Touch;
 use crate::retry::Backoff;
-use crate::sink::any::{AnySink, Pace};
+use crate::sink::any::{AnySink, Pace, SinkSession};
 use crate::sink::{ApplyError, Durable, SinkSetup};
 use crate::source::stream::StreamShared;
 use crate::telemetry::handles::Stage;
@@ -67,6 +67,8 @@ pub struct Applier {
     tables: mpsc::Receiver<Tables>,
     stop: watch::Receiver<bool>,
     epoch: i64,
+    /// By which the sink was taken over: for the first session.
+    taken_over: Option<SinkSession>,
     hold: Hold,
     care: Care,
     /// Plans whose new rows turned out to exist already.
@@ -141,6 +143,7 @@ impl Applier {
             tables,
             stop,
             epoch,
+            taken_over: None,
             hold,
             care: Care::Fast,
             merging: Vec::new(),
@@ -148,6 +151,11 @@ impl Applier {
             joined: BTreeSet::new(),
             reported: Lsn::ZERO,
         }
+    }
+
+    /// The first session goes on from what was read when the sink was taken over.
+    pub fn going_on_by(self, session: Option<SinkSession>) -> Self {
+        Applier { taken_over: session, ..self }
     }
 
     /// Applies until told to stop or until going on would be wrong. A sink that is down costs nothing but lag.
@@ -184,9 +192,12 @@ impl Applier {
             warn!(sink = %link.name, error = %message, "sink cannot be reached");
             Over::Again { wait: true }
         };
-        let mut connection = match self.link.connect("tailwater apply").await {
-            Ok(connection) => connection,
-            Err(message) => return Err(again(&self.link, &self.observed, message)),
+        let mut connection = match self.taken_over.take() {
+            Some(connection) => connection,
+            None => match self.link.connect("tailwater apply").await {
+                Ok(connection) => connection,
+                Err(message) => return Err(again(&self.link, &self.observed, message)),
+            },
         };
         let read = async {
             connection.hold(&self.link.source, self.epoch).await?;

@@ -2,7 +2,8 @@
 
 mod lookout;
 mod overtaken;
-mod takeover;
+pub(super) mod slot;
+pub(super) mod takeover;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 
 use super::applier::{Applier, SourceShared, Tables};
 use super::copy::{self, CopyJob};
-use super::link::{SinkLink, SinkTables};
+use super::link::SinkLink;
 use super::{Context, End, Observed, drift};
 use lookout::Received;
 use overtaken::Epochs;
@@ -126,8 +127,9 @@ impl Source {
         let (stop_parts, parts_stop) = watch::channel(false);
         let mut parts = JoinSet::new();
         let epochs: Vec<_> = taken.sinks.iter().map(|sink| (sink.index, sink.epoch)).collect();
-        for TakenSink { index, epoch, tables, .. } in taken.sinks {
-            self.spawn_sink(index, epoch, tables, &shared, &parts_stop, &mut parts);
+        for sink in taken.sinks {
+            let index = sink.index;
+            self.spawn_sink(sink, &shared, &parts_stop, &mut parts);
             let (link, copies) = (self.links[index].clone(), self.observed[index].copies.clone());
             let (slot, publication) = (self.config.slot.clone(), self.config.publication.clone());
             let url = self.url.clone();
@@ -315,13 +317,12 @@ impl Source {
 
     fn spawn_sink(
         &self,
-        index: usize,
-        epoch: i64,
-        tables: SinkTables,
+        sink: TakenSink,
         shared: &Arc<SourceShared>,
         stop: &watch::Receiver<bool>,
         parts: &mut JoinSet<End>,
     ) {
+        let TakenSink { index, epoch, tables, session, .. } = sink;
         let link = self.links[index].clone();
         let observed = self.observed[index].clone();
         // Each message is a table's way into the stream; there are few, so the bound is never met in practice.
@@ -338,7 +339,7 @@ impl Source {
         // Taken before the applier moves on, so that the journal keeps what the copied tables will need.
         let hold: Hold = shared.journal.hold(format!("copy {}", link.name));
         let applier = Applier::new(link.clone(), shared.clone(), observed.clone(), receiver, stop.clone(), epoch);
-        parts.spawn(applier.run());
+        parts.spawn(applier.going_on_by(session).run());
         if wanted.is_empty() {
             drop(hold);
             return;

@@ -155,9 +155,7 @@ impl SinkSession {
         match self {
             // There a dead one's transaction ends with its connection, or hides nothing.
             SinkSession::Postgres(_) | SinkSession::ClickHouse(_) => Ok(()),
-            SinkSession::Kafka(session) => {
-                session.cluster.fence(source).await.map(drop).map_err(|failure| failure.to_string())
-            }
+            SinkSession::Kafka(session) => session.cluster.fence(source).await.map(drop),
         }
     }
 
@@ -202,7 +200,12 @@ impl SinkSession {
     }
 
     /// Takes the source over: no daemon with an older epoch can write any more. `None` if somebody else wrote meanwhile.
-    pub async fn take_over(&self, source: &str, seen: &StoredCheckpoint, timeline: u32) -> Result<Option<i64>, String> {
+    pub async fn take_over(
+        &mut self,
+        source: &str,
+        seen: &StoredCheckpoint,
+        timeline: u32,
+    ) -> Result<Option<i64>, String> {
         match self {
             SinkSession::Postgres(client) => {
                 state::take_over(client, source, seen, timeline).await.map_err(|error| describe(&error))
@@ -210,7 +213,16 @@ impl SinkSession {
             SinkSession::ClickHouse(server) => {
                 clickhouse::take_over(&server.client, source, seen, timeline).await.map_err(text)
             }
-            SinkSession::Kafka(session) => session.cluster.take_over(source, seen, timeline).await,
+            SinkSession::Kafka(session) => session.take_over(source, seen, timeline).await,
+        }
+    }
+
+    /// The session, if that it took a source over is worth something to whoever writes: they need not do it again.
+    pub fn taken_over(self) -> Option<SinkSession> {
+        match self {
+            // They compare when they write, by connections of their own.
+            SinkSession::Postgres(_) | SinkSession::ClickHouse(_) => None,
+            session @ SinkSession::Kafka(_) => Some(session),
         }
     }
 

@@ -9,7 +9,10 @@ use anyhow::{Context, Result, ensure};
 use crate::kafka_sink::{RESTART_WITHIN, Stage};
 use crate::support::daemon::Daemon;
 use crate::support::kafka::{Kafka, Options};
-use crate::support::kafka_proxy::{ADD_PARTITIONS, END_TRANSACTION, Fate, INIT_PRODUCER_ID, KafkaProxy, PRODUCE, Step};
+use crate::support::kafka_proxy::{
+    ADD_PARTITIONS, END_TRANSACTION, Fate, INIT_PRODUCER_ID, KafkaProxy, LIST_OFFSETS, PRODUCE, Step,
+};
+use crate::support::kcat::read_committed;
 use crate::support::pair::{DATABASE, SLOT, SOON};
 use crate::support::process;
 use crate::support::wait::{Look, eventually};
@@ -30,6 +33,10 @@ const CHANGES: Step = Step(PRODUCE, &["src.public.", "!src-copy", "!tailwater.st
 const HEARTBEAT: Step = Step(PRODUCE, &["__debezium-heartbeat.src", "!tailwater.state"]);
 const GIVING_UP: Step = Step(PRODUCE, &["given up"]);
 const CHECKPOINT: Step = Step(PRODUCE, &["tailwater.state", "\"epoch\":"]);
+const END_OF_TABLE: Step = Step(PRODUCE, &["tailwater.state-events-src", "quarantined", "churn_full"]);
+const ITS_COMMIT: Step = Step(END_TRANSACTION, &["tailwater-events-src-state"]);
+/// Asked five times, a look has asked two readers for beginning and end, and one of them for where to read from.
+const LOOK: Step = Step(LIST_OFFSETS, &["tailwater.state-events-src"]);
 
 /// What daemons do from the very first start to the stream, in this order.
 const COPY: &[(&str, &[Step])] = &[
@@ -63,6 +70,10 @@ const IDLE: &[(&str, &[Step])] = &[("a heartbeat by itself", &[HEARTBEAT]), ("it
 /// What a daemon does that finds a dead one's transaction open.
 const RESTART: &[(&str, &[Step])] =
     &[("the fence", &[FENCE]), ("the take-over", &[TAKE_OVER]), ("its commit", &[TAKE_OVER, COMMIT])];
+
+/// What a daemon does that finds a table gone.
+const GONE: &[(&str, &[Step])] =
+    &[("the note of a table's end", &[END_OF_TABLE]), ("its commit", &[END_OF_TABLE, ITS_COMMIT])];
 
 /// Two transactions, each of several tables.
 async fn change(stage: &Stage) -> Result<()> {
@@ -198,6 +209,70 @@ async fn h94_a_daemon_that_wakes_up_is_fenced() -> Result<()> {
     let log = frozen.log();
     ensure!(log.contains("another daemon took over sink \"events\""), "it does not say why");
     stage.catch_up(&mut daemon).await?;
+    assert_told_once(&stage).await?;
+    daemon.terminate()
+}
+
+/// A daemon is frozen when it has seen what a dead one left open, and another takes over. The first wakes up, and ends
+/// nothing: that is for whoever has the slot.
+#[tokio::test(flavor = "multi_thread")]
+async fn h94_a_daemon_that_starts_beside_another_fences_nobody() -> Result<()> {
+    let (stage, proxy) = stage("kafka-beside").await?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    daemon.kill9();
+    start_and_die(&stage, &proxy, "the take-over's commit", &[TAKE_OVER, COMMIT], Fate::Unsent).await?;
+
+    let struck = proxy.struck();
+    proxy.arm(&[LOOK, LOOK, LOOK, LOOK, LOOK], Fate::Late);
+    let mut frozen = stage.home.run()?;
+    proxy.victim(frozen.pid());
+    eventually(SOON, "the daemon is frozen", async || {
+        Ok(if proxy.struck() > struck { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
+    })
+    .await?;
+    let second = stage.second_home()?;
+    let mut daemon = second.run()?;
+    stage.catch_up(&mut daemon).await?;
+
+    proxy.release();
+    process::signal("CONT", &[frozen.pid()]);
+    eventually(SOON, "the daemon that woke up stands by", async || {
+        let stands_by = frozen.log().contains("standing by: another daemon streams from the slot");
+        Ok(if stands_by { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
+    })
+    .await?;
+    change(&stage).await?;
+    stage.catch_up(&mut daemon).await?;
+    ensure!(!daemon.log().contains("will be tried again"), "the daemon that streams was fenced");
+    frozen.terminate()?;
+    assert_told_once(&stage).await?;
+    daemon.terminate()
+}
+
+/// A table that went while no daemon ran is noted once, whenever the daemon dies that notes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn h33_death_while_the_end_of_a_table_is_noted() -> Result<()> {
+    let (stage, proxy) = stage("kafka-gone-table").await?;
+    let mut daemon = stage.home.run()?;
+    stage.catch_up(&mut daemon).await?;
+    daemon.kill9();
+    stage.source.execute(DATABASE, "UPDATE churn_full SET id = id + 1000; DROP TABLE churn_full").await?;
+    for (what, path) in GONE {
+        for fate in [Fate::Unsent, Fate::Unanswered] {
+            start_and_die(&stage, &proxy, what, path, fate).await?;
+        }
+    }
+    let mut daemon = stage.home.run()?;
+    let client = stage.source.connect(DATABASE).await?;
+    daemon.wait_told_caught_up(&client, &["streaming", "quarantined"], SOON).await?;
+    let records = read_committed(&stage.kafka, "tailwater.state-events-src")?.into_iter();
+    let states: Vec<String> = records
+        .map(|record| record.text())
+        .filter_map(|(key, state)| state.filter(|_| key.is_some_and(|key| key.contains("churn_full"))))
+        .collect();
+    let noted = states.iter().filter(|state| state.contains("quarantined")).count();
+    ensure!(noted == 1 && states.last().is_some_and(|last| last.contains("was dropped")), "noted: {states:?}");
     assert_told_once(&stage).await?;
     daemon.terminate()
 }

@@ -16,6 +16,7 @@ use super::process;
 
 /// Kinds of requests, as the protocol guide numbers them.
 pub const PRODUCE: i16 = 0;
+pub const LIST_OFFSETS: i16 = 2;
 pub const INIT_PRODUCER_ID: i16 = 22;
 pub const ADD_PARTITIONS: i16 = 24;
 pub const END_TRANSACTION: i16 = 26;
@@ -158,7 +159,7 @@ impl KafkaProxy {
     /// The request at the end of this path meets its fate, with the daemon that [`KafkaProxy::victim`] names.
     pub fn arm(&self, path: &[Step], fate: Fate) {
         let mut state = self.shared.state();
-        (state.path, state.fate, state.victim) = (path.to_vec(), Some(fate), None);
+        (state.path, state.fate, state.victim, state.released) = (path.to_vec(), Some(fate), None, false);
     }
 
     pub fn victim(&self, pid: u32) {

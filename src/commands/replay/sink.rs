@@ -119,7 +119,7 @@ impl<'a> Replaying<'a> {
         Ok(Replaying { asked, link, session, stored, tables, from, held })
     }
 
-    async fn run(self) -> Result<(), Exit> {
+    async fn run(mut self) -> Result<(), Exit> {
         let at = self.stored.checkpoint;
         let name = &self.link.name;
         if self.from >= at.end_lsn {

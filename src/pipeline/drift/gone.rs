@@ -13,6 +13,9 @@ use crate::diagnostic::Finding;
 use crate::mapping::MappingFile;
 use crate::mapping::kafka::TopicMapping;
 use crate::mapping::syntax::At;
+use crate::pipeline::source::slot::with_slot;
+use crate::pipeline::source::takeover::Stuck;
+use crate::pipeline::source_url;
 use crate::sink::kafka::cluster::{Cluster, Remembered};
 use crate::sink::state::TableState;
 
@@ -57,7 +60,7 @@ impl Settling<'_> {
                 if self.topics(source, sink).next().is_none() || self.occasion.is_running(source, sink) {
                     continue;
                 }
-                let remembered = self.remembered(cluster, source).await.map_err(Unsettled::Kafka)?;
+                let remembered = self.remembered(cluster, source).await?;
                 all.extend(self.gone_of(source, sink, &remembered));
             }
         }
@@ -79,14 +82,20 @@ impl Settling<'_> {
     }
 
     /// What a sink remembers of a source. A daemon that died may have left a transaction open, which hides what is behind it
-    /// and holds up who writes there: where nobody streams, that is ended.
-    async fn remembered(&self, cluster: &Cluster, source: &str) -> Result<Remembered, String> {
-        let looked = cluster.look(source).await?;
+    /// and holds up who writes there: where nobody streams, that is ended, as at the take-over.
+    async fn remembered(&self, cluster: &Cluster, source: &str) -> Result<Remembered, Unsettled> {
+        let looked = cluster.look(source).await.map_err(Unsettled::Kafka)?;
         if looked.is_settled || !self.may_write_of(source) {
             return Ok(looked.remembered);
         }
-        cluster.fence(source).await.map_err(|failure| failure.to_string())?;
-        cluster.read(source).await
+        let url = source_url(self.config, source).map_err(|error| Unsettled::Kafka(format!("source: {error}")))?;
+        match with_slot(&url, &self.config.sources[source], cluster.fence(source)).await {
+            Ok(Some(fenced)) => Ok(fenced.map_err(Unsettled::Kafka)?.remembered),
+            // Since the source was looked at.
+            Err(Stuck::StandBy) => Err(Unsettled::StandBy),
+            Err(Stuck::Wait(_, message)) => Err(Unsettled::Kafka(message)),
+            Ok(None) | Err(Stuck::End(_)) => Ok(looked.remembered),
+        }
     }
 
     /// The files that bring these two together.

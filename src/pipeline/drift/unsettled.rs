@@ -16,7 +16,7 @@ pub enum Unsettled {
     #[error("{0}")]
     Kafka(String),
     /// Another daemon streams, and will do what there is to do, or end: look again later.
-    #[error("another daemon streams from the slot, and a table changed")]
+    #[error("another daemon streams from the slot, and a table changed or may have")]
     StandBy,
     /// `on_error = "stop"`.
     #[error("{0}")]

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
+use super::slot::with_slot;
 use super::{STANDBY_PAUSE, Source, pause};
 use crate::checkpoint::SourceIdentity;
 use crate::config::Ack;
@@ -71,6 +72,8 @@ pub(super) struct TakenSink {
     pub(super) epoch: i64,
     pub(super) durable: Durable,
     pub(super) tables: SinkTables,
+    /// What the applier begins with, if the sink need not be asked again.
+    pub(super) session: Option<SinkSession>,
 }
 
 /// A stream that was started.
@@ -83,7 +86,7 @@ pub(super) struct Started {
 }
 
 /// A step of the start that did not lead on.
-pub(super) enum Stuck {
+pub(in crate::pipeline) enum Stuck {
     /// For the moment: say so, wait, look again.
     Wait(Stage, String),
     StandBy,
@@ -143,7 +146,7 @@ impl Source {
         let started = self.start_stream(journal, Sinks { read: &states, unread: &unread }).await?;
         let identity = started.found.identity();
         let mut sinks = Vec::new();
-        for (index, view) in views {
+        for (index, mut view) in views {
             let link = &self.links[index];
             let stored = self.first_checkpoint(link, &view, started.at, &identity).await?;
             let epoch = view.session.take_over(&self.name, &stored, identity.timeline).await;
@@ -153,7 +156,8 @@ impl Source {
             // Whoever was fenced may have brought a table since.
             let tables = view.session.read_tables(&self.name).await;
             let tables = tables.map_err(|message| Stuck::Wait(Stage::Connect, message))?;
-            sinks.push(TakenSink { index, epoch, durable, tables: SinkTables::new(link, tables) });
+            let (tables, session) = (SinkTables::new(link, tables), view.session.taken_over());
+            sinks.push(TakenSink { index, epoch, durable, tables, session });
         }
         for &index in &lost {
             let name = &self.links[index].name;
@@ -172,29 +176,13 @@ impl Source {
             return Ok(read);
         }
         info!(source = %self.name, "a sink holds what somebody else began, taking the slot to end that");
-        let Some(slot) = self.take_slot().await? else { return Ok(read) };
-        let settled = join_all(undecided.iter().map(|view| view.session.settle(&self.name))).await;
-        // Lets go of the slot; what the source sent meanwhile is of no use.
-        blocking(|| slot.finish()).await?;
+        let settle = join_all(undecided.iter().map(|view| view.session.settle(&self.name)));
+        let Some(settled) = with_slot(&self.url, &self.config, settle).await? else { return Ok(read) };
         settled.into_iter().collect::<Result<(), _>>().map_err(|message| Stuck::Wait(Stage::Connect, message))?;
         let read = self.read_sinks().await?;
         match read.0.iter().all(|(_, view)| view.is_settled) {
             true => Ok(read),
             false => Err(Stuck::Wait(Stage::Connect, NOT_OURS.to_owned())),
-        }
-    }
-
-    /// Takes the slot without looking at what it sends, nor telling it anything. `None`: nobody can take it, and why is told
-    /// by the decision.
-    async fn take_slot(&self) -> Result<Option<ReplicationConnection>, Stuck> {
-        let mut wire = self.replication_connection().await?;
-        let (slot, publication) = (self.config.slot.clone(), self.config.publication.clone());
-        let form = self.value_form();
-        let start = move || wire.start_replication(&slot, &publication, Lsn::ZERO, form).map(|()| wire);
-        match blocking(start).await {
-            Ok(wire) => Ok(Some(wire)),
-            Err(Stuck::End(_)) => Ok(None),
-            Err(stuck) => Err(stuck),
         }
     }
 

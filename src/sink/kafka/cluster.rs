@@ -1,6 +1,7 @@
 //! One cluster as a sink: where it is reached, what it remembers of each source, and who writes there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::address::KafkaAddress;
@@ -50,6 +51,20 @@ pub struct Remembered {
     pub checkpoint: Option<StoredCheckpoint>,
     /// By target.
     pub tables: BTreeMap<String, TableRecord>,
+}
+
+/// What is remembered of a source, read when those who wrote changes of it before were fenced. It stays so: whoever writes
+/// there next either is the producer, or has fenced it.
+pub struct Held {
+    pub producer: Producer,
+    pub remembered: Arc<Remembered>,
+}
+
+/// What is remembered of a source, read when everybody who wrote for it before was fenced, with the producers that did it.
+pub struct Fenced {
+    pub changes: Producer,
+    pub copies: Producer,
+    pub remembered: Remembered,
 }
 
 /// What a sink shows of its memory at once.
@@ -140,19 +155,25 @@ impl Cluster {
         self.connect(&address, source, COPIES).await
     }
 
-    /// Fences whoever wrote for a source before, and ends what they left open. Answers the producers for its changes and for
-    /// its first copies.
-    pub async fn fence(&self, source: &str) -> Result<(Producer, Producer), KafkaFailure> {
+    /// Fences whoever wrote for a source before, ends what they left open, and reads what they have written.
+    pub async fn fence(&self, source: &str) -> Result<Fenced, String> {
         let fenced = tokio::try_join!(
             self.producer(source),
             self.copy_producer(source),
             self.connect(&self.address, source, STATES)
         );
-        let (mut changes, mut copies, mut states) = fenced?;
+        let (mut changes, mut copies, mut states) = fenced.map_err(|failure| failure.to_string())?;
         let writers = vec![&mut changes, &mut copies, &mut states];
-        let ended = self.end_left_open_state(source, writers).await;
-        ended.map_err(|message| KafkaFailure::Transient { message })?;
-        Ok((changes, copies))
+        let remembered = self.read_ended(source, writers).await?;
+        Ok(Fenced { changes, copies, remembered })
+    }
+
+    /// Fences whoever wrote changes of a source before, and ends what they left open. First copies may be under way.
+    pub async fn hold(&self, source: &str) -> Result<Held, String> {
+        let mut producer = self.producer(source).await.map_err(|failure| failure.to_string())?;
+        let remembered = self.read_ended(source, vec![&mut producer]).await?;
+        self.end_left_open(&remembered, Owners { changes: &mut producer, copies: None }).await?;
+        Ok(Held { producer, remembered: Arc::new(remembered) })
     }
 
     /// Makes a source's state topic if it is not there.
@@ -199,18 +220,21 @@ impl Cluster {
         Remembered::read(&rows.map_err(|failure| failure.to_string())?)
     }
 
-    /// Gives up what brokers have left open of a source's state, if these writers did it, and they are fenced.
-    pub async fn end_left_open_state(&self, source: &str, writers: Vec<&mut Producer>) -> Result<(), String> {
-        let shown = self.look(source).await?;
-        if shown.is_settled {
-            return Ok(());
+    /// What is remembered of a source, for these writers, who have fenced those of their ids. What brokers have left open of it
+    /// is given up.
+    async fn read_ended(&self, source: &str, writers: Vec<&mut Producer>) -> Result<Remembered, String> {
+        let Looked { remembered, is_settled } = self.look(source).await?;
+        if is_settled {
+            // Nothing is hidden, so that is all.
+            return Ok(remembered);
         }
-        let ended = end_left_open_state(&self.address, &self.state_topic(source), &shown.remembered, writers).await;
-        ended.map_err(|failure| failure.to_string())
+        let ended = end_left_open_state(&self.address, &self.state_topic(source), &remembered, writers).await;
+        ended.map_err(|failure| failure.to_string())?;
+        self.read(source).await
     }
 
     /// Gives up what brokers have left open of a source that was not committed.
-    pub async fn end_left_open(&self, remembered: &Remembered, owners: Owners<'_>) -> Result<(), String> {
+    async fn end_left_open(&self, remembered: &Remembered, owners: Owners<'_>) -> Result<(), String> {
         end_left_open(&self.address, remembered, owners).await.map_err(|failure| failure.to_string())
     }
 
@@ -257,8 +281,8 @@ impl Cluster {
     pub async fn create_checkpoint(&self, source: &str, at: Lsn, identity: &SourceIdentity) -> Result<(), String> {
         let failed = |failure: KafkaFailure| failure.to_string();
         self.ensure_state(source).await?;
-        let (mut producer, _) = self.fence(source).await.map_err(failed)?;
-        if self.read(source).await?.checkpoint.is_some() {
+        let Fenced { changes: mut producer, remembered, .. } = self.fence(source).await?;
+        if remembered.checkpoint.is_some() {
             return Ok(());
         }
         let checkpoint = Checkpoint { commit_lsn: at, end_lsn: at, ordinal: 0, commit_ts: None };
@@ -268,10 +292,15 @@ impl Cluster {
         self.read(source).await.map(drop)
     }
 
-    /// Takes a source over: who wrote for it before is fenced from here on. `None` if somebody wrote after `seen` was read.
-    pub async fn take_over(&self, source: &str, seen: &StoredCheckpoint, timeline: u32) -> Result<Option<i64>, String> {
-        let (mut producer, mut copies) = self.fence(source).await.map_err(|failure| failure.to_string())?;
-        let remembered = self.read(source).await?;
+    /// Takes a source over: who wrote for it before is fenced from here on. Answers what is remembered then, under a new epoch;
+    /// `None` if somebody wrote after `seen` was read.
+    pub async fn take_over(
+        &self,
+        source: &str,
+        seen: &StoredCheckpoint,
+        timeline: u32,
+    ) -> Result<Option<Held>, String> {
+        let Fenced { changes: mut producer, mut copies, mut remembered } = self.fence(source).await?;
         if remembered.checkpoint.as_ref() != Some(seen) {
             return Ok(None);
         }
@@ -281,7 +310,10 @@ impl Cluster {
         let identity = SourceIdentity { timeline, ..seen.identity.clone() };
         let record = CheckpointRecord::new(&seen.checkpoint, &identity, epoch).to_bytes();
         match self.write(&mut producer, source, &StateKey::checkpoint(source), &record).await {
-            Ok(()) => Ok(Some(epoch)),
+            Ok(()) => {
+                remembered.checkpoint = Some(StoredCheckpoint { checkpoint: seen.checkpoint, identity, epoch });
+                Ok(Some(Held { producer, remembered: Arc::new(remembered) }))
+            }
             Err(KafkaFailure::Fenced) => Ok(None),
             Err(failure) => Err(failure.to_string()),
         }

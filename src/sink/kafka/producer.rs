@@ -31,6 +31,10 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// How long the brokers may take over the end of a transaction whose records are all delivered.
 const END_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a client waits for the first answer of a broker before it asks for its id: librdkafka asks at once, and if it has
+/// no broker yet, half a second later.
+const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
 /// How often a wait looks up, should a report have been missed.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -94,8 +98,12 @@ impl Producer {
     ) -> Result<Producer, KafkaFailure> {
         let config = address.producer(transactional_id);
         let timeout_ms = address.number("transaction.timeout.ms").unwrap_or(60_000);
-        let made = spawn_blocking(move || config.create_with_context(Reports::default())).await;
-        let native = made.map_err(|_| lost("connect"))?.map_err(|err| KafkaFailure::of("connect", "", &err))?;
+        let made = spawn_blocking(move || {
+            let native: ThreadedProducer<Reports> = config.create_with_context(Reports::default())?;
+            await_first_answer(&native);
+            KafkaResult::Ok(native)
+        });
+        let native = made.await.map_err(|_| lost("connect"))?.map_err(|err| KafkaFailure::of("connect", "", &err))?;
         let mut producer = Producer {
             native: Some(Arc::new(native)),
             state: State::Unknown,
@@ -304,6 +312,15 @@ impl Producer {
 
     fn reports(&self) -> &Reports {
         self.native().client().context()
+    }
+}
+
+/// Blocks. What stands in the way of an answer is told by the request that comes next.
+fn await_first_answer(native: &ThreadedProducer<Reports>) {
+    let until = Instant::now() + FIRST_ANSWER_WITHIN;
+    // Waiting inside that call misses an answer that comes while it begins to wait.
+    while native.client().fetch_cluster_id(Duration::ZERO).is_none() && Instant::now() < until {
+        std::thread::sleep(LOOK_EVERY / 50);
     }
 }
 
