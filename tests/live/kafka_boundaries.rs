@@ -238,7 +238,7 @@ async fn h94_a_daemon_that_starts_beside_another_fences_nobody() -> Result<()> {
     proxy.release();
     process::signal("CONT", &[frozen.pid()]);
     eventually(SOON, "the daemon that woke up stands by", async || {
-        let stands_by = frozen.log().contains("standing by: another daemon streams from the slot");
+        let stands_by = frozen.log().contains("standing by");
         Ok(if stands_by { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
     })
     .await?;

@@ -31,9 +31,11 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// How long the brokers may take over the end of a transaction whose records are all delivered.
 const END_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long a client waits for the first answer of a broker before it asks for its id: librdkafka asks at once, and if it has
-/// no broker yet, half a second later.
-const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// How long to wait before librdkafka is told again to ask for a producer's id, and for how long it is told so often. By itself
+/// it asks again after half a second, also if it only had no connection yet, or if the brokers were still ending what the
+/// producer before had left open.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+const ASK_OFTEN_FOR: Duration = Duration::from_secs(2);
 
 /// How often a wait looks up, should a report have been missed.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -98,12 +100,8 @@ impl Producer {
     ) -> Result<Producer, KafkaFailure> {
         let config = address.producer(transactional_id);
         let timeout_ms = address.number("transaction.timeout.ms").unwrap_or(60_000);
-        let made = spawn_blocking(move || {
-            let native: ThreadedProducer<Reports> = config.create_with_context(Reports::default())?;
-            await_first_answer(&native);
-            KafkaResult::Ok(native)
-        });
-        let native = made.await.map_err(|_| lost("connect"))?.map_err(|err| KafkaFailure::of("connect", "", &err))?;
+        let made = spawn_blocking(move || config.create_with_context(Reports::default())).await;
+        let native = made.map_err(|_| lost("connect"))?.map_err(|err| KafkaFailure::of("connect", "", &err))?;
         let mut producer = Producer {
             native: Some(Arc::new(native)),
             state: State::Unknown,
@@ -113,7 +111,11 @@ impl Producer {
             oversize: Mutex::default(),
             sent: AtomicU64::new(0),
         };
-        let outcome = producer.in_slices("connect", within, |native| native.init_transactions(SLICE)).await;
+        let often_until = Instant::now() + ASK_OFTEN_FOR;
+        let ask = move |native: &Native| {
+            native.init_transactions(if Instant::now() < often_until { ASK_AGAIN_AFTER } else { SLICE })
+        };
+        let outcome = producer.in_slices("connect", within, ask).await;
         outcome.map_err(|ended| ended.failure)?;
         producer.state = State::Ready;
         Ok(producer)
@@ -268,7 +270,7 @@ impl Producer {
         &self,
         what: &'static str,
         within: Duration,
-        call: fn(&Native) -> KafkaResult<()>,
+        call: impl Fn(&Native) -> KafkaResult<()> + Copy + Send + 'static,
     ) -> Result<(), Ended> {
         let until = Instant::now() + within;
         loop {
@@ -312,15 +314,6 @@ impl Producer {
 
     fn reports(&self) -> &Reports {
         self.native().client().context()
-    }
-}
-
-/// Blocks. What stands in the way of an answer is told by the request that comes next.
-fn await_first_answer(native: &ThreadedProducer<Reports>) {
-    let until = Instant::now() + FIRST_ANSWER_WITHIN;
-    // Waiting inside that call misses an answer that comes while it begins to wait.
-    while native.client().fetch_cluster_id(Duration::ZERO).is_none() && Instant::now() < until {
-        std::thread::sleep(LOOK_EVERY / 50);
     }
 }
 
