@@ -47,19 +47,19 @@ pub(in crate::mapping) fn expand(
     expanded.collect()
 }
 
-/// A finding for each topic that more than one table of a source would go to, or one table twice. What a sink remembers of a
-/// table stands under its topic's name, so that the second would be taken for copied with the first.
+/// A finding for each topic that more than one table would go to, or one table twice. What a sink remembers of a table stands
+/// under its topic's name, so that of two the second would be taken for copied with the first; and rows of two sources may have
+/// equal keys.
 pub(in crate::mapping) fn shared(files: &[MappingFile], expanded: &[Vec<Expanded>]) -> Vec<Finding> {
-    let mut known: BTreeMap<(&str, &str, &TableName), (&TableName, bool)> = BTreeMap::new();
+    let mut known: BTreeMap<(&str, &TableName), (&Expanded, bool)> = BTreeMap::new();
     let mut findings = Vec::new();
     for (file, expanded) in files.iter().zip(expanded) {
         let Some(section) = &file.topic else { continue };
         let pairs = expanded.iter().flat_map(|one| file.sinks.iter().map(move |sink| (one, sink.value.as_str())));
-        for (Expanded { source, topic, mapping }, sink) in pairs {
-            let from = &mapping.from.value;
-            let (first, is_told) = match known.entry((source, sink, &mapping.target.value)) {
+        for (one, sink) in pairs {
+            let (first, is_told) = match known.entry((sink, &one.mapping.target.value)) {
                 Entry::Vacant(place) => {
-                    place.insert((from, false));
+                    place.insert((one, false));
                     continue;
                 }
                 Entry::Occupied(place) => place.into_mut(),
@@ -67,13 +67,13 @@ pub(in crate::mapping) fn shared(files: &[MappingFile], expanded: &[Vec<Expanded
             if std::mem::replace(is_told, true) {
                 continue;
             }
-            let message = match *first == from {
-                true => format!("\"{from}\" goes to topic \"{topic}\" of sink \"{sink}\" twice"),
-                false => format!("\"{first}\" and \"{from}\" both go to topic \"{topic}\" of sink \"{sink}\""),
-            };
+            let table = |one: &Expanded| format!("\"{}\" of source \"{}\"", one.mapping.from.value, one.source);
+            let (first, second) = (table(first), table(one));
+            let whose = if first == second { format!("{first} twice") } else { format!("{first} and {second}") };
+            let message = format!("topic \"{}\" of sink \"{sink}\" is to have {whose}", one.topic);
             let finding = Finding::error("duplicate-target", message).at(&file.file, section.name.span.clone());
-            let hint = "a table has a topic of its own: tell them apart by {schema} and {table} in `name`, or leave one out by \
-                        `exclude_tables`.";
+            let hint = "a table has a topic of its own: tell them apart by {source}, {schema} and {table} in `name`, or leave \
+                        one out by `exclude_tables`.";
             findings.push(finding.hint(hint));
         }
     }

@@ -28,13 +28,19 @@ fn tables() -> Vec<Table> {
 }
 
 fn resolved(section: &str) -> (Resolved, Findings) {
-    let text = "mappings = [\"m.toml\"]\n[source.lms]\nurl = \"postgres://u@h/d\"\n\
+    resolved_of("\"lms\"", section)
+}
+
+fn resolved_of(sources: &str, section: &str) -> (Resolved, Findings) {
+    let text = "mappings = [\"m.toml\"]\n[source.lms]\nurl = \"postgres://u@h/d\"\n[source.crm]\nurl = \"postgres://u@h/c\"\n\
                 [sink.events]\nkind = \"kafka\"\nbrokers = \"h:1\"\n";
     let config = Config::parse(std::path::Path::new("t.toml"), text, std::iter::empty()).expect("well formed");
     let mut ends: Live = live(tables(), Vec::new());
+    let crm = ends.sources["lms"].clone();
+    ends.sources.insert("crm".to_owned(), crm);
     let topics = ["lms.public.orders", "lms.public.lines"].map(|name| (name.to_owned(), 3));
     ends.kafka.insert("events".to_owned(), LiveKafka { topics: BTreeMap::from(topics) });
-    let mapping = format!("source = \"lms\"\nsink = \"events\"\n[topic]\n{section}");
+    let mapping = format!("source = {sources}\nsink = \"events\"\n[topic]\n{section}");
     match MappingFile::parse(SourceFile::new("m.toml", mapping)) {
         Ok(file) => resolve(&config, &[file], &ends),
         Err(findings) => (Resolved::default(), findings),
@@ -211,7 +217,7 @@ fn a_topic_is_of_one_table() {
     for words in [
         "\"public.orders\"",
         "\"public.lines\"",
-        "topic \"lms.public.orders\" of sink \"events\"",
+        "topic \"lms.public.orders\" of sink \"events\" is to have",
         "m.toml:5:8",
         "{table}",
     ] {
@@ -219,4 +225,12 @@ fn a_topic_is_of_one_table() {
     }
     assert_eq!(both.matches("error: ").count(), 1, "{both}");
     assert_eq!(said(&format!("tables = \"public.orders\"\n{name}")), "");
+    // Of two sources, too: their rows may have equal keys.
+    let of_two = |name: &str| {
+        let section = format!("tables = \"public.orders\"\nname = \"{name}\"\n");
+        resolved_of("[\"lms\", \"crm\"]", &section).1.render(false)
+    };
+    let both = of_two("lms.public.{table}");
+    assert!(both.contains("\"public.orders\" of source \"lms\" and \"public.orders\" of source \"crm\""), "{both}");
+    assert!(!of_two("{source}.public.{table}").contains("is to have"));
 }
