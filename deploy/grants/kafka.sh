@@ -20,9 +20,10 @@ kafka-acls.sh "$@" --add --allow-principal "$user" \
 # Only with `heartbeat_interval`; `lms.transaction`, of `provide_transaction_metadata`, is among those above.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --topic "$heartbeats" --resource-pattern-type prefixed
-# Checkpoints and table states: written with the changes, read at each start, by no consumer group.
+# Checkpoints and table states: written with the changes, read at each start, by no consumer group. DescribeConfigs: whether the
+# topic is compacted, as it must be.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
-    --operation Write --operation Read --operation Describe --topic "$state" --resource-pattern-type prefixed
+    --operation Write --operation Read --operation Describe --operation DescribeConfigs --topic "$state" --resource-pattern-type prefixed
 # One transactional id for a source's changes, one for its copies, one for its table states.
 kafka-acls.sh "$@" --add --allow-principal "$user" \
     --operation Write --operation Describe --transactional-id tailwater- --resource-pattern-type prefixed

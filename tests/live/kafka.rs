@@ -176,6 +176,14 @@ async fn h94_open_transactions_hide_nothing_of_other_sources() -> Result<()> {
     for source in ["a", "b"] {
         cluster.create_checkpoint(source, Lsn(8), &identity).await.map_err(Error::msg)?;
     }
+    // A topic that somebody made beforehand and that forgets with time is not taken.
+    for policy in ["delete", "compact,delete"] {
+        let topic = cluster.state_topic(policy);
+        broker.create_topic(&topic.replace(',', "-"), 1, &[("cleanup.policy", policy)]).await?;
+        let refused = cluster.create_checkpoint(&policy.replace(',', "-"), Lsn(8), &identity).await;
+        let why = refused.expect_err("it forgets");
+        assert!(why.contains(&format!("cleanup.policy={policy}: set it to compact")), "{why}");
+    }
     let look = async |source| cluster.look(source).await.map_err(Error::msg);
     let read = async |source| cluster.read(source).await.map_err(Error::msg);
     let mut dead = cluster.copy_producer("a").await?;

@@ -11,7 +11,7 @@ use super::producer::Producer;
 use super::registry::Registry;
 use super::state::{CheckpointRecord, StateKey, TableRecord};
 use super::state_record;
-use super::topics::{Rows, describe, ensure_topic, look_at_compacted, read_compacted, topics};
+use super::topics::{Rows, describe, ensure_topic, look_at_compacted, read_compacted, setting, topics};
 use crate::catalog::TableName;
 use crate::checkpoint::{Checkpoint, SourceIdentity};
 use crate::config::BesideRows;
@@ -184,8 +184,15 @@ impl Cluster {
             describe(&self.address, &topic).await
         };
         match made.await.map_err(|failure| failure.to_string())? {
-            Some(1) | None => Ok(()),
-            Some(partitions) => Err(format!("state topic \"{topic}\" has {partitions} partitions, not one")),
+            Some(1) | None => {}
+            Some(partitions) => return Err(format!("state topic \"{topic}\" has {partitions} partitions, not one")),
+        }
+        // One that somebody made beforehand: what is deleted with time is where tables stand, and they would be copied again.
+        match setting(&self.address, &topic, "cleanup.policy").await {
+            Some(policy) if policy != "compact" => Err(format!(
+                "state topic \"{topic}\" has cleanup.policy={policy}: set it to compact, or what it holds is lost"
+            )),
+            Some(_) | None => Ok(()),
         }
     }
 

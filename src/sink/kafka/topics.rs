@@ -101,6 +101,11 @@ pub async fn describe(address: &KafkaAddress, topic: &str) -> Result<Option<i32>
 
 /// How long a topic's batches may be, with all that stands around their messages; `None` where the brokers do not tell.
 pub(super) async fn message_bytes_max(address: &KafkaAddress, topic: &str) -> Option<u64> {
+    setting(address, topic, "max.message.bytes").await?.parse().ok()
+}
+
+/// What a topic is set to, by the brokers' name of it; `None` where they do not tell.
+pub(super) async fn setting(address: &KafkaAddress, topic: &str, name: &'static str) -> Option<String> {
     let (config, topic) = (address.admin(), topic.to_owned());
     let asked = blocking("look up a topic", move |runtime, _| {
         let what = "look up a topic";
@@ -110,7 +115,7 @@ pub(super) async fn message_bytes_max(address: &KafkaAddress, topic: &str) -> Op
         let described = runtime.block_on(admin.describe_configs([&ResourceSpecifier::Topic(&topic)], &within));
         let described = described.map_err(|err| KafkaFailure::of(what, &topic, &err))?;
         let found = described.into_iter().flatten().next();
-        Ok(found.and_then(|found| found.get("max.message.bytes")?.value.as_ref()?.parse().ok()))
+        Ok(found.and_then(|found| found.get(name)?.value.clone()))
     });
     asked.await.ok().flatten()
 }
