@@ -2,6 +2,7 @@
 //! the broker had done it and the daemon had not heard. The source goes on meanwhile; whoever reads committed messages sees
 //! every change once, and every row of the first copies once.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -86,15 +87,16 @@ async fn change(stage: &Stage) -> Result<()> {
 
 /// A stage whose daemons reach their broker by way of a proxy. What they send is not compressed, so that it can be told.
 async fn stage(name: &str) -> Result<(Stage, KafkaProxy)> {
-    stage_with(name, Options::default()).await
+    stage_with(name, Options::default(), "").await
 }
 
-async fn stage_with(name: &str, broker: Options) -> Result<(Stage, KafkaProxy)> {
+/// `more` goes into the sink's section.
+async fn stage_with(name: &str, broker: Options, more: &str) -> Result<(Stage, KafkaProxy)> {
     let proxy = KafkaProxy::start()?;
     let kafka = Kafka::start_with(&format!("{name}-kafka"), broker.proxied(proxy.port()))?;
     proxy.carry_to(kafka.proxied_port());
-    let options = "options = { \"compression.type\" = \"none\" }\nheartbeat_interval = \"1s\"\n";
-    let stage = Stage::new(name, kafka, &proxy.bootstrap(), options).await?;
+    let options = format!("options = {{ \"compression.type\" = \"none\" }}\nheartbeat_interval = \"1s\"\n{more}");
+    let stage = Stage::new(name, kafka, &proxy.bootstrap(), &options).await?;
     stage.source.execute(DATABASE, "SELECT pg_create_logical_replication_slot('truth', 'test_decoding')").await?;
     Ok((stage, proxy))
 }
@@ -280,6 +282,7 @@ async fn h33_death_while_the_end_of_a_table_is_noted() -> Result<()> {
 /// Topics whose partitions the broker does not take for part of a transaction, and of what it takes them instead.
 const ROWS_FORGOTTEN: (&str, &str) = ("src.public.accounts_a", "src.public.stands_in_");
 const STATE_FORGOTTEN: (&str, &str) = ("tailwater.state-events-src", "tailwater.stands-in-for-it");
+const BOUNDS_FORGOTTEN: (&str, &str) = ("src.transaction", "src.stands-in-1");
 
 /// Brings the daemon to where it would commit, with partitions that the broker does not know of, and it dies.
 async fn leave_open(
@@ -313,9 +316,9 @@ async fn start_and_say(stage: &Stage, proxy: &KafkaProxy, what: &str) -> Result<
 async fn h94_what_brokers_leave_open_is_not_told_twice() -> Result<()> {
     // This broker asks nobody whether a transaction has a partition.
     let lax = Options::default().set("transaction.partition.verification.enable", "false");
-    let (stage, proxy) = stage_with("kafka-left-open", lax).await?;
-    for (topic, instead) in [ROWS_FORGOTTEN, STATE_FORGOTTEN] {
-        let partitions = if topic.starts_with("src.") { 3 } else { 1 };
+    let (stage, proxy) = stage_with("kafka-left-open", lax, "provide_transaction_metadata = true\n").await?;
+    for (topic, instead) in [ROWS_FORGOTTEN, STATE_FORGOTTEN, BOUNDS_FORGOTTEN] {
+        let partitions = if topic.starts_with("src.public.") { 3 } else { 1 };
         stage.kafka.create_topic(instead, partitions, &[]).await?;
     }
     let mut daemon = stage.home.run()?;
@@ -323,7 +326,7 @@ async fn h94_what_brokers_leave_open_is_not_told_twice() -> Result<()> {
     let told = stage.records("accounts_a")?.len();
 
     // Committed, and left open in one topic.
-    proxy.forget(&[ROWS_FORGOTTEN]);
+    proxy.forget(&[ROWS_FORGOTTEN, BOUNDS_FORGOTTEN]);
     change(&stage).await?;
     stage.catch_up(&mut daemon).await?;
     ensure!(stage.records("accounts_a")?.len() == told, "the end is there");
@@ -331,7 +334,7 @@ async fn h94_what_brokers_leave_open_is_not_told_twice() -> Result<()> {
     let daemon = start_and_say(&stage, &proxy, "is shown with the next message").await?;
 
     // Not committed, and left open.
-    leave_open(&stage, &proxy, daemon, &[ROWS_FORGOTTEN]).await?;
+    leave_open(&stage, &proxy, daemon, &[ROWS_FORGOTTEN, BOUNDS_FORGOTTEN]).await?;
     let daemon = start_and_say(&stage, &proxy, "ended what brokers had left open").await?;
     leave_open(&stage, &proxy, daemon, &[ROWS_FORGOTTEN, STATE_FORGOTTEN]).await?;
     let daemon = start_and_say(&stage, &proxy, "ended what brokers had left open").await?;
@@ -346,6 +349,9 @@ async fn h94_what_brokers_leave_open_is_not_told_twice() -> Result<()> {
     stage.catch_up(&mut daemon).await?;
     assert_told_once(&stage).await?;
     daemon.terminate()?;
+    let boundaries = read_committed(&stage.kafka, BOUNDS_FORGOTTEN.0)?;
+    let ids: BTreeSet<_> = boundaries.iter().map(|boundary| &boundary.key).collect();
+    ensure!(ids.len() == boundaries.len(), "{} messages of {} boundaries", boundaries.len(), ids.len());
 
     // A topic that is gone, of a table that is mapped no more, has nothing open.
     let delete = ["--bootstrap-server", &stage.kafka.bootstrap(), "--delete", "--topic", "src.public.churn_full"];

@@ -71,13 +71,18 @@ impl Channel {
     }
 
     /// Sends what was written.
-    pub async fn send(&self, producer: &mut Producer, now: UnixMicros) -> Result<(), KafkaFailure> {
+    pub async fn send(
+        &self,
+        producer: &mut Producer,
+        headers: &[(&str, &[u8])],
+        now: UnixMicros,
+    ) -> Result<(), KafkaFailure> {
         let record = Record {
             topic: &self.topic,
             partition: partition_of(&self.key, self.partitions),
             key: Some(&self.key),
             value: Some(&self.value),
-            headers: &[],
+            headers,
             timestamp_ms: now.0 / 1_000,
         };
         producer.send(&record).await

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::address::KafkaAddress;
 use super::failure::KafkaFailure;
-use super::left_open::{Owners, end_left_open, end_left_open_state};
+use super::left_open::{Owners, end_left_open, end_left_open_state, places};
 use super::producer::Producer;
 use super::registry::Registry;
 use super::state::{CheckpointRecord, StateKey, TableRecord};
@@ -172,7 +172,7 @@ impl Cluster {
     pub async fn hold(&self, source: &str) -> Result<Held, String> {
         let mut producer = self.producer(source).await.map_err(|failure| failure.to_string())?;
         let remembered = self.read_ended(source, vec![&mut producer]).await?;
-        self.end_left_open(&remembered, Owners { changes: &mut producer, copies: None }).await?;
+        self.end_left_open(source, &remembered, Owners { changes: &mut producer, copies: None }).await?;
         Ok(Held { producer, remembered: Arc::new(remembered) })
     }
 
@@ -240,9 +240,15 @@ impl Cluster {
         self.read(source).await
     }
 
-    /// Gives up what brokers have left open of a source that was not committed.
-    async fn end_left_open(&self, remembered: &Remembered, owners: Owners<'_>) -> Result<(), String> {
-        end_left_open(&self.address, remembered, owners).await.map_err(|failure| failure.to_string())
+    /// Gives up what brokers have left open of a source that was not committed. Not heartbeats: one that comes late, or twice,
+    /// says no more than that we are there.
+    async fn end_left_open(&self, source: &str, remembered: &Remembered, owners: Owners<'_>) -> Result<(), String> {
+        let mut places = places(remembered);
+        if let Some(topic) = self.beside.transaction_topic(source) {
+            let partitions = self.partitions(&topic).await?.unwrap_or_default();
+            places.extend((0..partitions).map(|partition| (topic.clone(), partition)));
+        }
+        end_left_open(&self.address, &places, remembered, owners).await.map_err(|failure| failure.to_string())
     }
 
     /// Sets a table's state; makes the record if there is none.
@@ -312,7 +318,7 @@ impl Cluster {
             return Ok(None);
         }
         let owners = Owners { changes: &mut producer, copies: Some(&mut copies) };
-        self.end_left_open(&remembered, owners).await?;
+        self.end_left_open(source, &remembered, owners).await?;
         let epoch = seen.epoch + 1;
         let identity = SourceIdentity { timeline, ..seen.identity.clone() };
         let record = CheckpointRecord::new(&seen.checkpoint, &identity, epoch).to_bytes();

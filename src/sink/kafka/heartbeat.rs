@@ -44,7 +44,7 @@ impl Heart {
         let Buffers { messages, key, value } = self.channel.buffers();
         messages.heartbeat_key(key, &self.source);
         messages.heartbeat_value(value, now);
-        self.channel.send(producer, now).await?;
+        self.channel.send(producer, &[], now).await?;
         self.due_at = Instant::now() + self.every;
         Ok(())
     }

@@ -36,7 +36,7 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 const LAST: i64 = 1_000;
 
 /// Topic and partition.
-type Place = (String, i32);
+pub type Place = (String, i32);
 
 /// Who gives up what is open, each what it wrote itself.
 pub struct Owners<'p> {
@@ -65,19 +65,20 @@ struct Told {
     ordinal: u64,
 }
 
-/// Gives up what is open of a source's messages and was not committed, as far as its owners are here.
+/// Gives up what is open of a source's messages in these places and was not committed, as far as its owners are here.
 ///
 /// # Errors
 /// The brokers do not answer, or do not end it.
 pub async fn end_left_open(
     address: &KafkaAddress,
+    places: &BTreeSet<Place>,
     remembered: &Remembered,
     mut owners: Owners<'_>,
 ) -> Result<(), KafkaFailure> {
     let until = Instant::now() + MARKED_WITHIN;
     let mut given_up: BTreeMap<Place, i64> = BTreeMap::new();
     loop {
-        let open = open_places(address, places(remembered)).await?;
+        let open = open_places(address, places.clone()).await?;
         let marked = |(place, from): (&Place, &i64)| given_up.get(place).is_none_or(|before| before < from);
         if open.iter().all(marked) {
             let judged = judge(address, remembered, &open).await?;
@@ -168,8 +169,8 @@ fn checkpoint_of(remembered: &Remembered) -> Lsn {
     remembered.checkpoint.as_ref().map(|stored| stored.checkpoint.commit_lsn).unwrap_or_default()
 }
 
-/// The partitions that a source's messages are in.
-fn places(remembered: &Remembered) -> BTreeSet<Place> {
+/// The partitions that a source's rows are in.
+pub fn places(remembered: &Remembered) -> BTreeSet<Place> {
     let of = |record: &TableRecord| {
         let topic = record.topic.clone();
         (0..record.partitions).map(move |partition| (topic.clone(), partition))
@@ -291,10 +292,18 @@ async fn judge(
     Ok(judged.collect())
 }
 
-/// `tables`: those whose messages are in the topic.
+/// `tables`: those whose messages are in the topic; none where transactions are told of.
 fn whose(told: Option<Told>, checkpoint: Lsn, tables: &[&TableRecord]) -> Whose {
     match told {
         None => Whose::Stranger,
+        // A table that catches up has none told.
+        Some(Told { lsn, .. }) if tables.is_empty() => {
+            if lsn <= checkpoint {
+                Whose::Committed
+            } else {
+                Whose::Changes
+            }
+        }
         Some(Told { ordinal: 0, .. }) if tables.iter().all(|table| table.is_filled()) => Whose::Committed,
         Some(Told { ordinal: 0, .. }) => Whose::Copy,
         // What a table catches up with is older than the checkpoint, and committed with its joining.
@@ -378,5 +387,9 @@ mod tests {
             assert_eq!(whose(told, Lsn(10), &[table]), expected, "{told:?} of {table:?}");
         }
         assert_eq!(whose(row, Lsn(10), &[&joined, &copying]), Whose::Copy);
+        for (lsn, expected) in [(10, Whose::Committed), (20, Whose::Changes)] {
+            assert_eq!(whose(change(lsn), Lsn(10), &[]), expected, "the begin or end of a transaction at {lsn}");
+        }
+        assert_eq!(whose(None, Lsn(10), &[]), Whose::Stranger);
     }
 }

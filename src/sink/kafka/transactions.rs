@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::beside::{Buffers, Channel};
 use super::cluster::Cluster;
+use super::encode::{LSN_HEADER, ORDINAL_HEADER};
 use super::failure::KafkaFailure;
 use super::producer::Producer;
 use crate::assemble::Begin;
@@ -96,6 +97,13 @@ impl Transactions {
         let Buffers { messages, key, value } = self.channel.buffers();
         messages.transaction_key(key, begin.xid, lsn);
         messages.transaction_value(value, begin.xid, lsn, begin.commit_ts, boundary);
-        self.channel.send(producer, UnixMicros::now()).await
+        // As those of rows have it, so that it can be told whether a checkpoint covers it.
+        let place = match boundary {
+            Boundary::Begin => 1,
+            Boundary::End { tables } => tables.iter().map(|(_, events)| events).sum::<u64>() + 1,
+        };
+        let (lsn, ordinal) = (begin.commit_lsn.to_string(), place.to_string());
+        let headers = [(LSN_HEADER, lsn.as_bytes()), (ORDINAL_HEADER, ordinal.as_bytes())];
+        self.channel.send(producer, &headers, UnixMicros::now()).await
     }
 }
