@@ -102,7 +102,7 @@ async fn stage_with(name: &str, broker: Options, more: &str) -> Result<(Stage, K
 }
 
 /// Waits until the proxy has struck, and is rid of the daemon.
-async fn bury(proxy: &KafkaProxy, struck: u64, mut daemon: Daemon, what: &str) -> Result<()> {
+pub async fn bury(proxy: &KafkaProxy, struck: u64, mut daemon: Daemon, what: &str) -> Result<()> {
     let what = format!("the daemon gets to {what}");
     let outcome = eventually(SOON, &what, async || {
         let ended = daemon.ended()?.filter(|_| proxy.struck() == struck);

@@ -7,9 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::kafka_boundaries::bury;
 use crate::support::cluster::{Cluster, Options};
 use crate::support::daemon::{Daemon, Home};
-use crate::support::kafka::Kafka;
+use crate::support::kafka::{Kafka, Options as BrokerOptions};
+use crate::support::kafka_proxy::{Fate, KafkaProxy, PRODUCE, Step};
 use crate::support::kcat::{self, Isolation, Record};
 use crate::support::pair::{DATABASE, SOON};
 use crate::support::postgres::Version;
@@ -68,6 +70,7 @@ const TRANSACTIONS: [&str; 11] = [
 /// Larger than all batches of a while.
 const LARGE: &str = "DO $$ BEGIN
     FOR i IN 1000..9000 LOOP INSERT INTO one VALUES (i, 0); INSERT INTO two VALUES (i, 0); END LOOP; END $$";
+const FIRST_OF_LARGE: Step = Step(PRODUCE, &["src.public.one"]);
 
 /// One event: its table and Debezium's letter.
 type Event = (String, String);
@@ -237,13 +240,15 @@ fn check_events(stage: &Stage, truth: &[Told]) -> Result<()> {
 async fn truncates_transactions_and_heartbeats_are_told_as_debezium_tells_them() -> Result<()> {
     let source = Cluster::start("kafka-events-source", Version::V15, Options::default())?;
     source.execute(DATABASE, SCHEMA).await?;
-    let kafka = Kafka::start("kafka-events")?;
+    let proxy = KafkaProxy::start()?;
+    let kafka = Kafka::start_with("kafka-events", BrokerOptions::default().proxied(proxy.port()))?;
+    proxy.carry_to(kafka.proxied_port());
     let config = format!(
         "[source.src]\nurl = \"{}\"\nheartbeat = \"0s\"\n\n\
          [sink.events]\nkind = \"kafka\"\nbrokers = \"{}\"\nidle_record = \"200ms\"\nbatch_rows_max = 7\n\
          provide_transaction_metadata = true\nheartbeat_interval = \"300ms\"\ntopic_heartbeat_prefix = \"__beats\"\n",
         source.url(DATABASE),
-        kafka.bootstrap()
+        proxy.bootstrap()
     );
     let home = Home::new("kafka-events", &config, &MAPPINGS)?;
     let refused = home.command(&["check"])?;
@@ -265,14 +270,14 @@ async fn truncates_transactions_and_heartbeats_are_told_as_debezium_tells_them()
 
     // A daemon that dies inside a transaction of many batches tells it once, from its first event on.
     let before = stage.committed("src.public.one")?.len();
+    let struck = proxy.struck();
+    proxy.arm(&[FIRST_OF_LARGE], Fate::Unanswered);
+    proxy.victim(daemon.pid());
     stage.source.execute(DATABASE, LARGE).await?;
-    eventually(SOON, "the transaction is on its way", async || {
-        let all = kcat::read(&stage.kafka, "src.public.one", Isolation::ReadUncommitted)?.len();
-        Ok(if all > before { Look::Yes(()) } else { Look::NotYet(format!("{all} messages")) })
-    })
-    .await?;
-    daemon.kill9();
-    assert_eq!(stage.committed("src.public.one")?.len(), before, "it was to be killed before the end");
+    bury(&proxy, struck, daemon, "it sends the first of a large transaction").await?;
+    let all = kcat::read(&stage.kafka, "src.public.one", Isolation::ReadUncommitted)?.len();
+    ensure!(all > before, "the broker has nothing of it");
+    assert_eq!(stage.committed("src.public.one")?.len(), before, "none of it is committed");
     daemon = stage.home.run()?;
     stage.catch_up(&mut daemon).await?;
     let truth = stage.truth().await?;
