@@ -178,6 +178,13 @@ async fn h94_death_at_any_request_loses_and_doubles_nothing() -> Result<()> {
     daemon.terminate()
 }
 
+async fn until_struck(proxy: &KafkaProxy, before: u64) -> Result<()> {
+    eventually(SOON, "the daemon is frozen", async || {
+        Ok(if proxy.struck() > before { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
+    })
+    .await
+}
+
 /// A daemon is frozen with its commit on the way, and another takes over. Neither the late commit nor the daemon when it
 /// wakes up is let in.
 #[tokio::test(flavor = "multi_thread")]
@@ -188,10 +195,7 @@ async fn h94_a_daemon_that_wakes_up_is_fenced() -> Result<()> {
     proxy.arm(&[PARTITIONS, COMMIT], Fate::Late);
     proxy.victim(frozen.pid());
     change(&stage).await?;
-    eventually(SOON, "the daemon is frozen", async || {
-        Ok(if proxy.struck() == 1 { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
-    })
-    .await?;
+    until_struck(&proxy, 0).await?;
 
     let second = stage.second_home()?;
     let mut daemon = second.run()?;
@@ -229,10 +233,7 @@ async fn h94_a_daemon_that_starts_beside_another_fences_nobody() -> Result<()> {
     proxy.arm(&[LOOK, LOOK, LOOK, LOOK, LOOK], Fate::Late);
     let mut frozen = stage.home.run()?;
     proxy.victim(frozen.pid());
-    eventually(SOON, "the daemon is frozen", async || {
-        Ok(if proxy.struck() > struck { Look::Yes(()) } else { Look::NotYet("not yet".to_owned()) })
-    })
-    .await?;
+    until_struck(&proxy, struck).await?;
     let second = stage.second_home()?;
     let mut daemon = second.run()?;
     stage.catch_up(&mut daemon).await?;
