@@ -15,7 +15,7 @@ GRANT SELECT, INSERT ON tailwater.* TO tailwater;
 -- behind is removed before it begins anew.
 GRANT SELECT, INSERT, TRUNCATE, ALTER DELETE ON dwh.* TO tailwater;
 
--- The temporary table in which such rows wait, one a session.
+-- The temporary tables in which such rows wait and are made whole, two a session.
 GRANT CREATE TEMPORARY TABLE ON *.* TO tailwater;
 GRANT TABLE ENGINE ON Memory TO tailwater;
 

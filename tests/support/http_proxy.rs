@@ -24,17 +24,13 @@ pub enum Fate {
 
 /// Which request, and what the client sees of it.
 struct Strike {
-    which: Which,
+    /// Requests that have all of these words in their statement count.
+    words: Vec<String>,
+    /// So many of them pass first.
+    others: u64,
     fate: Fate,
     /// The connection stays open and silent; else it is closed.
     silent: bool,
-}
-
-enum Which {
-    /// After so many others.
-    After(u64),
-    /// The next that has all of these words in its statement.
-    With(Vec<String>),
 }
 
 #[derive(Default)]
@@ -77,18 +73,27 @@ impl HttpProxy {
 
     /// The request that comes after `others` meets its fate, and its connection is closed.
     pub fn cut(&self, others: u64, fate: Fate) {
-        *self.shared.strike() = Some(Strike { which: Which::After(others), fate, silent: false });
+        self.strike_at(&[], others, fate, false);
     }
 
     /// The next request with these words in its statement meets its fate, and its connection is closed.
     pub fn cut_at(&self, words: &str, fate: Fate) {
-        *self.shared.strike() = Some(Strike { which: Which::With(vec![words.to_owned()]), fate, silent: false });
+        self.strike_at(&[words], 0, fate, false);
+    }
+
+    /// The same, after `others` with these words.
+    pub fn cut_at_one_of(&self, words: &str, others: u64, fate: Fate) {
+        self.strike_at(&[words], others, fate, false);
     }
 
     /// The next request with all of these words in its statement meets its fate, and its client waits for ever.
     pub fn hold(&self, words: &[&str], fate: Fate) {
+        self.strike_at(words, 0, fate, true);
+    }
+
+    fn strike_at(&self, words: &[&str], others: u64, fate: Fate, silent: bool) {
         let words = words.iter().map(|&words| words.to_owned()).collect();
-        *self.shared.strike() = Some(Strike { which: Which::With(words), fate, silent: true });
+        *self.shared.strike() = Some(Strike { words, others, fate, silent });
     }
 
     /// Nothing more happens to requests.
@@ -148,19 +153,17 @@ impl Shared {
 
     /// Takes the strike out if this is its request.
     fn judge(&self, request: &Request) -> Option<Strike> {
-        let mut strike = self.strike();
-        let is_met = match &mut strike.as_mut()?.which {
-            Which::After(0) => true,
-            Which::After(others) => {
-                *others -= 1;
-                false
-            }
-            Which::With(words) => {
-                let statement = request.statement();
-                words.iter().all(|words| statement.contains(words.as_str()))
-            }
-        };
-        if is_met { strike.take() } else { None }
+        let mut next = self.strike();
+        let strike = next.as_mut()?;
+        let statement = if strike.words.is_empty() { String::new() } else { request.statement() };
+        if !strike.words.iter().all(|words| statement.contains(words.as_str())) {
+            return None;
+        }
+        if strike.others > 0 {
+            strike.others -= 1;
+            return None;
+        }
+        next.take()
     }
 }
 

@@ -71,17 +71,18 @@ async fn try_statements(server: &Server, plan: &Plan, number: usize) -> Result<(
     RowEncoder::new(plan, &[], server.reach).map_err(|error| Refused::Encoder(error.to_string()))?;
     let client = &server.client;
     let statements = TableStatements::new(plan, number);
-    client.insert(&statements.write, Bytes::new(), &[]).await?;
+    client.insert(&statements.direct.write, Bytes::new(), &[]).await?;
     if plan.key.is_empty() {
         return Ok(());
     }
-    client.insert(&statements.bury, Bytes::new(), &[]).await?;
+    client.insert(&statements.direct.bury, Bytes::new(), &[]).await?;
     let softly = plan.delete == DeleteMode::Soft;
     client.execute(&format!("EXPLAIN PIPELINE {}", statements.truncate(0, softly))).await?;
-    let stage = &statements.stage;
+    let (stage, gather) = (&statements.stage, &statements.gather);
     let mut over_stage = Vec::new();
     if !stage.toastable.is_empty() {
-        over_stage.push(stage.complete.statement(Missing::Fails, Places::Several));
+        over_stage.push(gather.inserts.complete.statement(Missing::Fails, Places::Several));
+        over_stage.push(gather.land.clone());
     }
     if softly {
         over_stage.push(stage.mark.clone());
@@ -89,10 +90,11 @@ async fn try_statements(server: &Server, plan: &Plan, number: usize) -> Result<(
     if over_stage.is_empty() {
         return Ok(());
     }
-    // The stage goes with the session.
+    // What is made goes with the session.
     let session = format!("tailwater-check-{}-{number}", std::process::id());
     let settings = [("session_id", session.as_str()), ("session_timeout", "10")];
     client.execute_with(&stage.create, &settings).await?;
+    client.execute_with(&gather.create, &settings).await?;
     client.insert(&stage.fill, Bytes::new(), &settings).await?;
     for sql in over_stage {
         client.execute_with(&format!("EXPLAIN PIPELINE {sql}"), &settings).await?;

@@ -1,9 +1,8 @@
-//! Applying a batch: one insert a table, more only where rows want the target's help; then the checkpoint.
+//! Applying a batch: one insert a table, more only where there are soft deletes or a TRUNCATE; then the checkpoint.
 //!
-//! Order matters only for rows that the target completes: they read what was there before the batch, so they go first, and
-//! tombstones and truncations, which hide where they read, go after them. Everything may be done again from any point and in
-//! other batches: a row that comes a second time has the same version, and one to be completed is found wherever it is by
-//! then, see `places`.
+//! Everything may be done again from any point and in other batches: a row that comes a second time has the same version, and
+//! one to be completed is found wherever it is by then, see `places`. That holds only if of a batch with such rows the target
+//! has all or nothing, so they come to it together with the whole rows and the tombstones, see `statements::Gather`.
 
 use std::sync::atomic::Ordering;
 
@@ -14,7 +13,7 @@ use super::encode::{RowError, RowMeta, version};
 use super::error::ClickHouseError;
 use super::places::Place;
 use super::statements::{Missing, Places};
-use super::{ClickHouseSink, Table};
+use super::{ClickHouseSink, Session, Table};
 use crate::batch::{Batch, BatchEnd, Entry, Net, TableBatch};
 use crate::mapping::plan::DeleteMode;
 use crate::retry::Retry;
@@ -30,9 +29,8 @@ struct Work {
     /// Rows that the target completes, each once for every place where it may stand.
     holes: Body,
     places: Places,
-    /// Keys of rows that are marked as deleted: those that the target holds, and those that this batch brings.
+    /// Keys of rows that are marked as deleted, be they there or be they brought by this batch.
     marks: Body,
-    late_marks: Body,
     /// Whole rows, and tombstones where they may stand among them.
     rows: Body,
     tombstones: Body,
@@ -62,20 +60,21 @@ impl ClickHouseSink {
         let plan_index = batched.plan_index;
         let table = &self.tables[plan_index];
         let at_table = |error: ClickHouseError| at_table(plan_index, &error);
-        let work = table.work(batch, batched).map_err(|error| ApplyError::Table {
+        let missing = if self.is_tolerant[plan_index] { Missing::Passes } else { Missing::Fails };
+        let mut work = table.work(batch, batched).map_err(|error| ApplyError::Table {
             plan_index,
             code: None,
             message: error.to_string(),
         })?;
         table.coerced.fetch_add(work.coerced, Ordering::Relaxed);
-        let stage = &table.statements.stage;
-        let missing = if self.is_tolerant[plan_index] { Missing::Passes } else { Missing::Fails };
-        let complete = stage.complete.statement(missing, work.places);
-        self.through_stage(table, &stage.fill, work.holes, &complete).await.map_err(at_table)?;
-        self.through_stage(table, &stage.fill_keys, work.marks, &stage.mark).await.map_err(at_table)?;
-        self.insert(&table.statements.write, work.rows).await.map_err(at_table)?;
-        self.through_stage(table, &stage.fill_keys, work.late_marks, &stage.mark).await.map_err(at_table)?;
-        self.insert(&table.statements.bury, work.tombstones).await.map_err(at_table)?;
+        let marks = std::mem::take(&mut work.marks);
+        let is_bound = batched.rows.iter().any(|row| row.has_unchanged) && work.inserts() > 1;
+        let written = match is_bound {
+            true => self.land(table, work, missing).await,
+            false => self.write(table, work, missing).await,
+        };
+        written.map_err(at_table)?;
+        self.mark(table, marks).await.map_err(at_table)?;
         // Rows that stood there before and moved first must have moved.
         if let Some(position) = batched.truncate {
             let softly = batched.plan.delete == DeleteMode::Soft;
@@ -85,28 +84,74 @@ impl ClickHouseSink {
         Ok(())
     }
 
-    async fn insert(&self, sql: &str, body: Body) -> Result<(), ClickHouseError> {
+    /// Puts what came as one kind of rows, or rows that nothing binds to each other, straight into the target.
+    async fn write(&self, table: &Table, work: Work, missing: Missing) -> Result<(), ClickHouseError> {
+        let direct = &table.statements.direct;
+        if work.holes.rows > 0 {
+            let complete = direct.complete.statement(missing, work.places);
+            let session = self.session.lock().await;
+            self.through_stage(table, &session, &table.statements.stage.fill, work.holes, &complete).await?;
+        }
+        self.insert(&direct.write, work.rows, &[]).await?;
+        self.insert(&direct.bury, work.tombstones, &[]).await
+    }
+
+    /// Gathers rows that are bound to each other, and puts them into the target by one insert.
+    async fn land(&self, table: &Table, work: Work, missing: Missing) -> Result<(), ClickHouseError> {
+        let (client, session) = (&self.server.client, self.session.lock().await);
+        let (gather, settings) = (&table.statements.gather, session.settings());
+        client.execute_with(&gather.drop, &settings).await?;
+        client.execute_with(&gather.create, &settings).await?;
+        let complete = gather.inserts.complete.statement(missing, work.places);
+        self.through_stage(table, &session, &table.statements.stage.fill, work.holes, &complete).await?;
+        self.insert(&gather.inserts.write, work.rows, &settings).await?;
+        self.insert(&gather.inserts.bury, work.tombstones, &settings).await?;
+        client.execute_with(&gather.land, &settings).await?;
+        client.execute_with(&gather.drop, &settings).await
+    }
+
+    async fn mark(&self, table: &Table, marks: Body) -> Result<(), ClickHouseError> {
+        if marks.rows == 0 {
+            return Ok(());
+        }
+        let session = self.session.lock().await;
+        let stage = &table.statements.stage;
+        self.through_stage(table, &session, &stage.fill_keys, marks, &stage.mark).await
+    }
+
+    async fn insert(&self, sql: &str, body: Body, settings: &[(&str, &str)]) -> Result<(), ClickHouseError> {
         if body.rows == 0 {
             return Ok(());
         }
-        let summary = self.server.client.insert(sql, Bytes::from(body.bytes), &[]).await?;
+        let summary = self.server.client.insert(sql, Bytes::from(body.bytes), settings).await?;
         summary.has_written(body.rows)
     }
 
     /// Lays rows into the session's stage and has the server take them from there.
-    async fn through_stage(&self, table: &Table, fill: &str, body: Body, then: &str) -> Result<(), ClickHouseError> {
+    async fn through_stage(
+        &self,
+        table: &Table,
+        session: &Session,
+        fill: &str,
+        body: Body,
+        then: &str,
+    ) -> Result<(), ClickHouseError> {
         if body.rows == 0 {
             return Ok(());
         }
-        // One statement at a time in a session.
-        let session = self.session.lock().await;
-        let settings = session.settings();
-        let stage = &table.statements.stage;
-        self.server.client.execute_with(&stage.create, &settings).await?;
-        self.server.client.execute_with(&stage.clear, &settings).await?;
-        self.server.client.insert(fill, Bytes::from(body.bytes), &settings).await?.has_written(body.rows)?;
-        self.server.client.execute_with(then, &settings).await?;
-        self.server.client.execute_with(&stage.clear, &settings).await
+        let (client, stage, settings) = (&self.server.client, &table.statements.stage, session.settings());
+        client.execute_with(&stage.create, &settings).await?;
+        client.execute_with(&stage.clear, &settings).await?;
+        client.insert(fill, Bytes::from(body.bytes), &settings).await?.has_written(body.rows)?;
+        client.execute_with(then, &settings).await?;
+        client.execute_with(&stage.clear, &settings).await
+    }
+}
+
+impl Work {
+    /// How many inserts it takes.
+    fn inserts(&self) -> usize {
+        [&self.holes, &self.rows, &self.tombstones].iter().filter(|body| body.rows > 0).count()
     }
 }
 
@@ -163,7 +208,7 @@ impl Table {
                 Net::Tombstone => {
                     self.image(&mut rows, entry, &mut work)?;
                     // Above the image, and not above what may come later: the delete itself stands behind the image.
-                    self.key_row(&mut rows, entry.row, &mut work.late_marks, 1)?;
+                    self.key_row(&mut rows, entry.row, &mut work.marks, 1)?;
                 }
                 // A batch that ended between its coming and its going may have been written before a crash.
                 Net::Delete | Net::Nothing if softly => self.key_row(&mut rows, entry.row, &mut work.marks, 0)?,

@@ -37,6 +37,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_insert_block_size", "16777216"),
     ("min_insert_block_size_rows", "16777216"),
     ("min_insert_block_size_bytes", "1073741824"),
+    // By default INSERT … SELECT may write by as many threads as there are cores, each its own part.
+    ("max_insert_threads", "1"),
+    // By default INSERT … SELECT may write by as many threads as there are cores, each its own part.
     // A batch holds a key once, so there is nothing to replace among the rows of one insert, and looking for it costs a third
     // of the insert. Merges and FINAL look at rows that come by one insert as at any others.
     ("optimize_on_insert", "0"),

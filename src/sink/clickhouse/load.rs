@@ -261,7 +261,7 @@ impl Lane<'_> {
         let room = self.body.bytes.len();
         let Body { bytes, rows, coerced } =
             std::mem::replace(&mut self.body, Body { bytes: Vec::with_capacity(room), ..Body::default() });
-        let (server, sql) = (self.table.loader.server.clone(), self.table.statements.write.clone());
+        let (server, sql) = (self.table.loader.server.clone(), self.table.statements.direct.write.clone());
         self.under_way = Some(tokio::spawn(async move {
             server.client.insert(&sql, Bytes::from(bytes), &[]).await?.has_written(rows)?;
             Ok(Landed { rows, coerced })

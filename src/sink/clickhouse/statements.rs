@@ -2,7 +2,8 @@
 //!
 //! Whole rows and tombstones are inserted; nothing is ever changed in place. A row of which the source left large values
 //! unsent is completed from the target inside one INSERT … SELECT, which also leaves out what a crash after an earlier try
-//! has already written: reading a value from where it was only works before the row has moved.
+//! has already written: reading a value from where it was only works before the row has moved. So such a batch comes into
+//! the target by one insert, see [`Gather`].
 
 mod complete;
 
@@ -17,20 +18,44 @@ const SERVICE_COLUMNS: &str = "`_version` UInt128, `_deleted` UInt8";
 /// One table's statements.
 #[derive(Debug)]
 pub struct TableStatements {
-    /// Inserts whole rows of `write_inputs`, version and deleted flag.
-    pub write: String,
+    /// Straight into the target.
+    pub direct: Inserts,
+    pub gather: Gather,
     pub write_inputs: Vec<usize>,
     /// Which of `write_inputs` the key is computed from.
     pub writes_key: Vec<bool>,
     /// Tombstones may stand among the rows of `write`: nothing is computed from their empty columns.
     pub writes_tombstones: bool,
-    /// Inserts tombstones of the key's inputs and a version.
-    pub bury: String,
+    /// Inputs that the key is computed from.
     pub bury_inputs: Vec<usize>,
     pub stage: Stage,
     /// Where the key's values of a row's old place are its key inputs as they are.
     pub finds_origin: bool,
     parts: Parts,
+}
+
+/// What puts rows into one table, the target or one like it.
+#[derive(Debug)]
+pub struct Inserts {
+    /// Inserts whole rows of `write_inputs`, version and deleted flag.
+    pub write: String,
+    /// Inserts tombstones of `bury_inputs` and a version.
+    pub bury: String,
+    /// Inserts the staged rows with what they lack.
+    pub complete: Complete,
+}
+
+/// The session's table of a batch's rows as the target is to have them, so that all of them come by one insert. In two, a
+/// death between them would leave a row that stands where another came from, and that other one nowhere: smaller batches,
+/// tried after it, would look for its values in vain.
+#[derive(Debug)]
+pub struct Gather {
+    /// Afresh for each batch: the target's types may have been altered.
+    pub drop: String,
+    pub create: String,
+    pub inserts: Inserts,
+    /// Into the target.
+    pub land: String,
 }
 
 /// The session's table of rows that the target completes.
@@ -47,8 +72,6 @@ pub struct Stage {
     pub toastable: Vec<usize>,
     /// Of each input, whether it is one of `toastable`.
     pub is_toastable: Vec<bool>,
-    /// Inserts the staged rows with what they lack.
-    pub complete: Complete,
     /// Marks the staged keys' rows as deleted (`delete = "soft"`).
     pub mark: String,
 }
@@ -66,19 +89,26 @@ struct Parts {
 
 impl TableStatements {
     pub fn new(plan: &Plan, number: usize) -> TableStatements {
-        let writer = Writer { plan, stage: quote_ident(&format!("_tailwater_stage_{number}")) };
+        let temporary = |name: &str| quote_ident(&format!("_tailwater_{name}_{number}"));
+        let writer = Writer { plan, stage: temporary("stage") };
         let is_direct = plan.filter.is_none()
             && plan.deleted_column.is_none()
             && plan.outputs.iter().all(|output| matches!(output.from, OutputFrom::Input { cast: false, .. }));
         let bury_inputs = writer.key_reads();
         let write_inputs = if is_direct { writer.output_inputs() } else { (0..plan.inputs.len()).collect() };
+        let toastable = writer.toastable();
+        let inserts = |into: &str| Inserts {
+            write: if is_direct { writer.direct(into) } else { writer.computed(into) },
+            bury: writer.bury(into, &bury_inputs),
+            complete: writer.complete(into, &toastable),
+        };
         TableStatements {
-            write: if is_direct { writer.direct() } else { writer.computed() },
+            direct: inserts(&writer.target()),
+            gather: writer.gather(&temporary("batch"), &inserts),
             writes_key: write_inputs.iter().map(|input| bury_inputs.contains(input)).collect(),
             write_inputs,
             writes_tombstones: is_direct,
-            bury: writer.bury(&bury_inputs),
-            stage: writer.stage(&bury_inputs),
+            stage: writer.stage(&bury_inputs, toastable),
             finds_origin: plan.key.iter().all(|&key| match &plan.outputs[key].from {
                 OutputFrom::Input { cast, .. } => !cast,
                 OutputFrom::Sql { .. } => false,
@@ -210,19 +240,35 @@ impl Writer<'_> {
         inputs.iter().map(column).collect::<Vec<_>>().join(", ")
     }
 
-    fn direct(&self) -> String {
-        format!("INSERT INTO {} ({}, {VERSION_COLUMN}, {DELETED_COLUMN}) FORMAT RowBinary", self.target(), self.all())
+    /// Inputs that an UPDATE may leave unsent.
+    fn toastable(&self) -> Vec<usize> {
+        (0..self.plan.inputs.len()).filter(|&input| self.plan.inputs[input].toastable).collect()
     }
 
-    fn computed(&self) -> String {
+    fn gather(&self, batch: &str, inserts: &impl Fn(&str) -> Inserts) -> Gather {
+        let (mark_column, _) = self.mark("");
+        let columns = format!("{}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}", self.all());
+        let target = self.target();
+        Gather {
+            drop: format!("DROP TEMPORARY TABLE IF EXISTS {batch}"),
+            create: format!("CREATE TEMPORARY TABLE {batch} ENGINE = Memory AS SELECT {columns} FROM {target} WHERE 0"),
+            inserts: inserts(batch),
+            land: format!("INSERT INTO {target} ({columns}) SELECT {columns} FROM {batch}"),
+        }
+    }
+
+    fn direct(&self, into: &str) -> String {
+        format!("INSERT INTO {into} ({}, {VERSION_COLUMN}, {DELETED_COLUMN}) FORMAT RowBinary", self.all())
+    }
+
+    fn computed(&self, into: &str) -> String {
         let every: Vec<usize> = (0..self.plan.inputs.len()).collect();
         let structure = format!("{}, {SERVICE_COLUMNS}", self.structure(&every));
         let values: Vec<_> = (0..self.plan.outputs.len()).map(|output| self.expression(output)).collect();
         let (mark_column, mark) = self.mark("false");
         format!(
-            "INSERT INTO {} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT {}{mark}, {VERSION_COLUMN}, {} \
+            "INSERT INTO {into} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT {}{mark}, {VERSION_COLUMN}, {} \
              FROM input({}) FORMAT RowBinary",
-            self.target(),
             self.all(),
             values.join(", "),
             self.deleted(),
@@ -246,20 +292,18 @@ impl Writer<'_> {
         self.plan.key.iter().map(|&key| self.expression(key)).collect()
     }
 
-    fn bury(&self, inputs: &[usize]) -> String {
+    fn bury(&self, into: &str, inputs: &[usize]) -> String {
         format!(
-            "INSERT INTO {} ({}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT {}, {VERSION_COLUMN}, 1 FROM input({}) \
+            "INSERT INTO {into} ({}, {VERSION_COLUMN}, {DELETED_COLUMN}) SELECT {}, {VERSION_COLUMN}, 1 FROM input({}) \
              FORMAT RowBinary",
-            self.target(),
             self.key(),
             self.key_values().join(", "),
             quote_literal(&format!("{}, `_version` UInt128", self.structure(inputs)))
         )
     }
 
-    fn stage(&self, key_reads: &[usize]) -> Stage {
+    fn stage(&self, key_reads: &[usize], toastable: Vec<usize>) -> Stage {
         let plan = self.plan;
-        let toastable: Vec<usize> = (0..plan.inputs.len()).filter(|&input| plan.inputs[input].toastable).collect();
         let every: Vec<usize> = (0..plan.inputs.len()).collect();
         let names = |inputs: &[usize]| -> Vec<String> {
             inputs.iter().map(|&input| quote_ident(&plan.inputs[input].name)).collect()
@@ -282,7 +326,6 @@ impl Writer<'_> {
             clear: format!("TRUNCATE TABLE {stage}"),
             fill: format!("INSERT INTO {stage} ({}) FORMAT RowBinary", all_names.join(", ")),
             fill_keys: format!("INSERT INTO {stage} ({}) FORMAT RowBinary", key_names.join(", ")),
-            complete: self.complete(&toastable),
             mark: self.mark_rows(),
             is_toastable: plan.inputs.iter().map(|input| input.toastable).collect(),
             toastable,

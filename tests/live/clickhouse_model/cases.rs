@@ -82,6 +82,30 @@ const CASES: &[Case] = &[
         tried: &[&[Change::Delete(B)], &[moves(A, B)], &[Change::Truncate]],
         more: &[&[Change::Insert(B)]],
     },
+    Case {
+        name: "a swap in which both texts come one by one",
+        applied: &[&[Change::Insert(A), Change::Insert(B)]],
+        tried: &[&[Change::Update(A, C, [false, true]), moves(B, A), Change::Update(C, B, [true, false])]],
+        more: &[],
+    },
+    Case {
+        name: "a row that goes when another has long stood where it came from",
+        applied: &[&[Change::Insert(A)]],
+        tried: &[&[
+            Change::Update(A, A, [true, true]),
+            moves(A, B),
+            Change::Insert(A),
+            Change::Update(B, B, [true, false]),
+            Change::Delete(B),
+        ]],
+        more: &[],
+    },
+    Case {
+        name: "a row that goes when one that moved stands where it came from",
+        applied: &[&[Change::Insert(A), Change::Insert(B)]],
+        tried: &[&[moves(A, C), moves(B, A), Change::Update(C, C, [true, false]), Change::Delete(C)]],
+        more: &[],
+    },
 ];
 
 async fn apply_all(arena: &mut Arena<'_>, story: Story, limits: BatchLimits) -> Result<bool> {
@@ -120,6 +144,49 @@ async fn batch_that_comes_again_with_other_bounds_changes_nothing() -> Result<()
     Ok(())
 }
 
+/// Wherever between writes to the target the sink died, its rows come again one by one, and each finds what it lacks. In such small batches some
+/// rows pass through places where the large one never put them.
+#[tokio::test(flavor = "multi_thread")]
+async fn h80_batch_that_was_cut_anywhere_comes_again_row_by_row() -> Result<()> {
+    let (server, proxy) = stage("ch-cut")?;
+    let (mut wrong, mut deaths) = (Vec::new(), 0);
+    for (variant, fate) in [Variant::Plain, Variant::Computed, Variant::Soft]
+        .into_iter()
+        .flat_map(|variant| [Fate::Unanswered, Fate::Late].map(|fate| (variant, fate)))
+    {
+        for case in CASES {
+            for writes in 0.. {
+                let mut arena = Arena::new(&server, &proxy, variant)?;
+                apply_all(&mut arena, case.applied, ALL).await?;
+                apply_all(&mut arena, &[], ALL).await?;
+                proxy.cut_at_one_of("INSERT INTO `model`", writes, fate);
+                if apply_all(&mut arena, case.tried, ALL).await? {
+                    proxy.calm();
+                    ensure!(writes > 0, "the proxy cuts nothing");
+                    break;
+                }
+                deaths += 1;
+                arena.recover().await?;
+                // Half of it is done when what was late arrives.
+                let outcome = async {
+                    let one_by_one = BatchLimits { rows: 1, ..ALL };
+                    ensure!(arena.apply(arena.history.len() - 1, one_by_one).await?, "the sink died");
+                    proxy.deliver()?;
+                    ensure!(arena.apply(arena.history.len(), one_by_one).await?, "the sink died");
+                    ensure!(arena.at == arena.furthest, "not everything was compared");
+                    Ok(())
+                };
+                if let Err(error) = outcome.await {
+                    wrong.push(format!("{variant:?}, {fate:?} after {writes} writes: {}: {error:#}", case.name));
+                }
+            }
+        }
+    }
+    eprintln!("{deaths} deaths");
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
 /// An insert that the server carries out when its sender is long dead, and others have gone on from there.
 #[tokio::test(flavor = "multi_thread")]
 async fn insert_that_arrives_late_raises_nobody() -> Result<()> {
@@ -135,6 +202,41 @@ async fn insert_that_arrives_late_raises_nobody() -> Result<()> {
             ensure!(arena.apply(arena.history.len(), ALL).await?, "the sink died");
             ensure!(proxy.deliver()? == 1, "nothing came late");
             arena.compare().with_context(|| format!("{variant:?}, {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What binds a batch's rows together is that they come by one insert, and so as one part, however many they are: whole rows,
+/// rows that the target completes, and tombstones.
+#[tokio::test(flavor = "multi_thread")]
+async fn batch_of_any_size_is_one_part() -> Result<()> {
+    // Two blocks of each kind.
+    const ROWS: u64 = 70_000;
+    let (server, proxy) = stage("ch-part")?;
+    for variant in [Variant::Plain, Variant::Computed] {
+        let mut arena = Arena::new(&server, &proxy, variant)?;
+        server.query(&format!("SYSTEM STOP MERGES {}", arena.plan.target))?;
+        let parts = format!(
+            "SELECT count() FROM system.parts WHERE database = 'model' AND table = '{}' AND active",
+            arena.plan.target.name
+        );
+        for (count, changes) in [
+            (1, (0..ROWS).flat_map(|row| ["a", "b"].map(|name| Change::Insert((row, name)))).collect::<Vec<_>>()),
+            (
+                2,
+                (0..ROWS)
+                    .flat_map(|row| {
+                        let (one, other) = ((row, "a"), (row, "b"));
+                        [Change::Update(one, one, [true, false]), Change::Delete(other), Change::Insert((row, "c"))]
+                    })
+                    .collect(),
+            ),
+        ] {
+            arena.history.commit_these(&changes);
+            ensure!(arena.apply(arena.history.len(), ALL).await?, "the sink died");
+            let found = server.number(&parts)?;
+            ensure!(found == count, "{variant:?}: {found} parts after {count} batches");
         }
     }
     Ok(())

@@ -5,9 +5,10 @@
 //! with the versions that it had there, and stands where the latest version is one of these: it is written to its next place
 //! before its tombstone is written, or another row, where it was.
 //!
-//! A row that stands nowhere is left out if one of its places holds what is newer than the row: an earlier try went beyond
-//! it, to where it is gone. So is one that does not match `where`. Else the target lacks what it should hold; a row that comes
-//! to match is among these, since nobody has the values that the source left unsent.
+//! A row that stands nowhere, and whose own key does not hold something newer, is missing: the target lacks what it should
+//! hold. A row that comes to match `where` is among these, since nobody has the values that the source left unsent; one that
+//! does not match is left out. Where the target may be ahead of the changes that come (a replay, a table that catches up),
+//! so is one of which a place holds what is newer than the row: it is gone from there.
 
 use super::{Writer, kept_or_key};
 use crate::mapping::clickhouse::{DELETED_COLUMN, VERSION_COLUMN};
@@ -45,18 +46,23 @@ impl Complete {
         let pick = if places == Places::Several { &self.pick } else { "" };
         // The condition may be looked at for rows that another one has left out, and so holds both.
         let stands = match missing {
-            Missing::Passes if !self.has_filter => "`_stands`",
-            Missing::Passes | Missing::Fails => {
-                "if(`_stands`, 1, throwIf(`_is_new` AND NOT `_stands` AND NOT `_is_past` AND NOT `_filtered`, \
-                 'a row that the source changed is missing in the target'))"
-            }
+            Missing::Passes if !self.has_filter => "`_stands`".to_owned(),
+            Missing::Passes => stands_or_throws("`_filtered` AND NOT `_is_past`"),
+            Missing::Fails => stands_or_throws("`_filtered`"),
         };
         format!("{}{pick}) WHERE `_is_new` AND {stands}", self.select)
     }
 }
 
+fn stands_or_throws(unless: &str) -> String {
+    format!(
+        "if(`_stands`, 1, throwIf(`_is_new` AND NOT `_stands` AND NOT {unless}, \
+         'a row that the source changed is missing in the target'))"
+    )
+}
+
 impl Writer<'_> {
-    pub(super) fn complete(&self, toastable: &[usize]) -> Complete {
+    pub(super) fn complete(&self, into: &str, toastable: &[usize]) -> Complete {
         let plan = self.plan;
         // Outputs that may be unknown, with the inputs on which that depends.
         let depends = |output: usize| -> Vec<usize> {
@@ -84,13 +90,12 @@ impl Writer<'_> {
         Complete {
             has_filter: plan.filter.is_some(),
             select: format!(
-                "INSERT INTO {} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) \
+                "INSERT INTO {into} ({}{mark_column}, {VERSION_COLUMN}, {DELETED_COLUMN}) \
                  SELECT {}{mark}, `_at_last`, `_filtered` FROM (SELECT {}, {}, s.{VERSION_COLUMN} AS `_at_last`, \
                  s.`_filtered` AS `_filtered`, s.{VERSION_COLUMN} > d._at AS `_is_new`, \
                  c._at > s.{VERSION_COLUMN} AS `_is_past`, c._at AS `_latest`, \
                  c._found > 0 AND c._gone = 0 AND c._at >= s.`_since` AND c._at < s.`_before` AS `_stands` \
                  FROM ({}) AS s LEFT JOIN ({}) AS c ON {} LEFT JOIN ({}) AS d ON {}",
-                self.target(),
                 self.all(),
                 listed(outputs().map(|output| format!("`_value_{output}`")).collect()),
                 listed(outputs().map(value).collect()),
