@@ -28,6 +28,8 @@ const STREAM: &[(&str, &[&str])] = &[
     ("the stage", &["CREATE TEMPORARY TABLE"]),
     ("staged rows", &["INSERT INTO `_tailwater_stage_"]),
     ("completed rows", &["`_is_new`"]),
+    ("rows that are gathered", &["INSERT INTO `_tailwater_batch_", "FORMAT RowBinary"]),
+    ("gathered rows", &["INSERT INTO `mirror`.`churn` (", "FROM `_tailwater_batch_"]),
     ("whole rows", &["INSERT INTO `mirror`.`churn_full` ("]),
     ("computed rows", &["INSERT INTO `mirror`.`accounts_a` (`id`, `balance`"]),
     ("tombstones", &["INSERT INTO `mirror`.`accounts_a` (`id`, _version"]),

@@ -30,6 +30,11 @@ const MAPPINGS: &[(&str, &str, &[&str])] = &[
         &["ordered by (number)", "(id)", "mapping.toml"],
     ),
     (
+        "rows of a key in several partitions (H82)",
+        "[table.\"mirror.parted\"]\nfrom = \"public.churn\"\ncolumns = { id = \"id\", number = \"number\" }\n",
+        &["partitioned by \"number\"", "not of the key", "mapping.toml:3"],
+    ),
+    (
         "key that is computed",
         "[table.\"mirror.churn\"]\nfrom = \"public.churn\"\nkey = [\"id\"]\ncolumns = { id = { sql = \"abs(id)\" } }\n",
         &["\"id\" is computed", "as they are", "mapping.toml:6"],
@@ -92,6 +97,8 @@ const TARGETS: &[&str] = &[
      _deleted UInt8) ENGINE = ReplacingMergeTree(_version, _deleted) ORDER BY id",
     "CREATE TABLE mirror.askew (id Int32, number Int32, _version UInt128, _deleted UInt8) \
      ENGINE = ReplacingMergeTree(_version, _deleted) ORDER BY number",
+    "CREATE TABLE mirror.parted (id Int32, number Int32, _version UInt128, _deleted UInt8) \
+     ENGINE = ReplacingMergeTree(_version, _deleted) ORDER BY id PARTITION BY intDiv(number, 1000)",
     "CREATE TABLE mirror.heap (id Int32, _version UInt128, _deleted UInt8) ENGINE = MergeTree ORDER BY id",
 ];
 

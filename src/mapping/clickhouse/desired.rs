@@ -45,6 +45,7 @@ pub(in crate::mapping) fn desired(draft: &Draft<'_>, findings: &mut Findings) ->
             // Every change is a row of its own, and the same one when it comes again.
             .chain((draft.mapping.mode == Mode::Append).then(|| VERSION_COLUMN.to_owned()))
             .collect(),
+        partition_key: Vec::new(),
         columns,
         is_refreshable: false,
         query: String::new(),

@@ -39,6 +39,8 @@ pub struct ClickHouseTable {
     /// Version and deleted column among the engine's arguments.
     pub is_versioned: bool,
     pub sorting_key: Vec<String>,
+    /// Columns that the partition is computed from.
+    pub partition_key: Vec<String>,
     pub columns: Vec<ClickHouseColumn>,
     /// A materialized view with a REFRESH clause.
     pub is_refreshable: bool,

@@ -156,6 +156,14 @@ impl Check<'_, '_> {
             let finding = Finding::error("wrong-key", message).label("rows replace each other by the sorting key");
             self.report(&draft.key_span, finding.hint("`tailwater schema ddl` shows how the table is created."));
         }
+        // Of an append-only table every row is another key's.
+        let straying = table.partition_key.iter().find(|name| !key.contains(&name.as_str()));
+        if let (Some(name), Mode::Upsert) = (straying, draft.mapping.mode) {
+            let message = format!("table \"{}\" is partitioned by \"{name}\", which is not of the key", table.name);
+            let finding = Finding::error("wrong-partition", message).label("merges would not find all rows of a key");
+            let hint = "partition by nothing, or by columns of the key; `tailwater schema ddl` shows how the table is created.";
+            self.report(&draft.mapping.target.span, finding.hint(hint));
+        }
         for column in draft.key.iter().map(|key| &draft.columns[*key]) {
             if !matches!(column.from, DraftFrom::Sql { .. } | DraftFrom::Json { .. }) {
                 continue;

@@ -68,8 +68,8 @@ impl ClickHouseSink {
         })?;
         table.coerced.fetch_add(work.coerced, Ordering::Relaxed);
         let marks = std::mem::take(&mut work.marks);
-        let is_bound = batched.rows.iter().any(|row| row.has_unchanged) && work.inserts() > 1;
-        let written = match is_bound {
+        let lacks = !table.statements.stage.toastable.is_empty() && batched.rows.iter().any(|row| row.has_unchanged);
+        let written = match lacks && work.inserts() > 1 {
             true => self.land(table, work, missing).await,
             false => self.write(table, work, missing).await,
         };

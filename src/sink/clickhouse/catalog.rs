@@ -8,6 +8,14 @@ use super::state::{number, text};
 use crate::catalog::TableName;
 use crate::mapping::clickhouse::{ClickHouseColumn, ClickHouseTable, DELETED_COLUMN, LiveClickHouse, VERSION_COLUMN};
 
+/// One table's.
+#[derive(Default)]
+struct Columns {
+    all: Vec<ClickHouseColumn>,
+    sorting: Vec<String>,
+    partitioning: Vec<String>,
+}
+
 /// Reads all tables and views that are not the server's own.
 pub async fn read_tables(client: &Client) -> Result<LiveClickHouse, ClickHouseError> {
     let databases = "database NOT IN ('system', 'INFORMATION_SCHEMA', 'information_schema', 'tailwater')";
@@ -19,18 +27,17 @@ pub async fn read_tables(client: &Client) -> Result<LiveClickHouse, ClickHouseEr
         .await?;
     let columns = client
         .rows(&format!(
-            "SELECT database, table, name, type, default_kind, is_in_sorting_key FROM system.columns \
+            "SELECT database, table, name, type, default_kind, is_in_sorting_key, is_in_partition_key FROM system.columns \
              WHERE {databases} ORDER BY database, table, position"
         ))
         .await?;
-    let mut of_table: BTreeMap<(String, String), (Vec<ClickHouseColumn>, Vec<String>)> = BTreeMap::new();
+    let mut of_table: BTreeMap<(String, String), Columns> = BTreeMap::new();
     for row in columns {
-        let [database, table, name, type_name, default_kind, in_key] = row.as_slice() else { continue };
-        let (columns, key) = of_table.entry((text(database), text(table))).or_default();
-        if number(in_key) == 1 {
-            key.push(text(name));
-        }
-        columns.push(ClickHouseColumn {
+        let [database, table, name, type_name, default_kind, sorts, partitions] = row.as_slice() else { continue };
+        let of_table = of_table.entry((text(database), text(table))).or_default();
+        of_table.sorting.extend((number(sorts) == 1).then(|| text(name)));
+        of_table.partitioning.extend((number(partitions) == 1).then(|| text(name)));
+        of_table.all.push(ClickHouseColumn {
             name: text(name),
             type_name: text(type_name),
             default_kind: text(default_kind),
@@ -40,15 +47,16 @@ pub async fn read_tables(client: &Client) -> Result<LiveClickHouse, ClickHouseEr
     for row in tables {
         let [database, name, engine, engine_full, create, query] = row.as_slice() else { continue };
         let place = (text(database), text(name));
-        let (columns, sorting_key) = of_table.remove(&place).unwrap_or_default();
+        let columns = of_table.remove(&place).unwrap_or_default();
         let engine = text(engine);
         live.tables.push(ClickHouseTable {
             is_versioned: is_versioned(&text(engine_full)),
             is_refreshable: engine == "MaterializedView" && is_refreshable(&text(create)),
             name: TableName::new(place.0, place.1),
             engine,
-            sorting_key,
-            columns,
+            sorting_key: columns.sorting,
+            partition_key: columns.partitioning,
+            columns: columns.all,
             query: text(query),
         });
     }

@@ -21,6 +21,7 @@ fn target(columns: &[&str], key: &[&str]) -> ClickHouseTable {
         engine: "ReplacingMergeTree".to_owned(),
         is_versioned: true,
         sorting_key: key.iter().map(|name| (*name).to_owned()).collect(),
+        partition_key: Vec::new(),
         columns: columns.iter().chain(&["_version UInt128", "_deleted UInt8"]).map(column).collect(),
         is_refreshable: false,
         query: String::new(),
