@@ -74,6 +74,11 @@ async fn inserts_tell_how_many_rows_were_written() -> Result<()> {
         summary.has_written(50_000)?;
         let parts = client.rows("SELECT count() FROM system.parts WHERE table = 't' AND active").await?;
         assert_eq!(parts, [["1"]], "one insert is one part");
+        let large = "INSERT INTO t SELECT number, repeat('large', 8_000), 1, 0 FROM numbers(30_000)";
+        client.execute("TRUNCATE TABLE t").await?;
+        client.run(large, &[]).await?.has_written(30_000)?;
+        let parts = client.rows("SELECT count() FROM system.parts WHERE table = 't' AND active").await?;
+        assert_eq!(parts, [["1"]], "of 1.2 GB, too");
         // The same rows again are the same rows again, not a duplicate that is dropped.
         assert_eq!(client.insert("INSERT INTO t FORMAT RowBinary", rows(&many), &[]).await?.written_rows, 50_000);
         // Of rows that a condition keeps out, the server does not say that it wrote them.

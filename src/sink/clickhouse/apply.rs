@@ -98,16 +98,29 @@ impl ClickHouseSink {
 
     /// Gathers rows that are bound to each other, and puts them into the target by one insert.
     async fn land(&self, table: &Table, work: Work, missing: Missing) -> Result<(), ClickHouseError> {
-        let (client, session) = (&self.server.client, self.session.lock().await);
-        let (gather, settings) = (&table.statements.gather, session.settings());
+        let session = self.session.lock().await;
+        let landed = self.gather_and_land(table, &session, work, missing).await;
+        // Also of rows that did not land: they would lie in the server's memory for as long as the session is remembered.
+        let dropped = self.server.client.execute_with(&table.statements.gather.drop, &session.settings()).await;
+        landed.and(dropped)
+    }
+
+    async fn gather_and_land(
+        &self,
+        table: &Table,
+        session: &Session,
+        work: Work,
+        missing: Missing,
+    ) -> Result<(), ClickHouseError> {
+        let (client, gather, settings) = (&self.server.client, &table.statements.gather, session.settings());
+        let complete = gather.inserts.complete.statement(missing, work.places);
+        let at_least = work.rows.rows + work.tombstones.rows;
         client.execute_with(&gather.drop, &settings).await?;
         client.execute_with(&gather.create, &settings).await?;
-        let complete = gather.inserts.complete.statement(missing, work.places);
-        self.through_stage(table, &session, &table.statements.stage.fill, work.holes, &complete).await?;
+        self.through_stage(table, session, &table.statements.stage.fill, work.holes, &complete).await?;
         self.insert(&gather.inserts.write, work.rows, &settings).await?;
         self.insert(&gather.inserts.bury, work.tombstones, &settings).await?;
-        client.execute_with(&gather.land, &settings).await?;
-        client.execute_with(&gather.drop, &settings).await
+        client.run(&gather.land, &settings).await?.has_written(at_least)
     }
 
     async fn mark(&self, table: &Table, marks: Body) -> Result<(), ClickHouseError> {

@@ -33,13 +33,13 @@ const SETTINGS: &[(&str, &str)] = &[
     ("join_use_nulls", "0"),
     // Into a Distributed table: the shards have the rows when the answer comes.
     ("distributed_foreground_insert", "1"),
-    // One insert is one block and one part, and so all of it or nothing: far above what a batch holds.
+    // One insert is one block and one part, and so all of it or nothing: far above what a batch holds in rows, and no limit in
+    // bytes, since rows that the target completes may be of any size.
     ("max_insert_block_size", "16777216"),
     ("min_insert_block_size_rows", "16777216"),
-    ("min_insert_block_size_bytes", "1073741824"),
+    ("min_insert_block_size_bytes", "0"),
     // By default INSERT … SELECT may write by as many threads as there are cores, each its own part.
     ("max_insert_threads", "1"),
-    // By default INSERT … SELECT may write by as many threads as there are cores, each its own part.
     // A batch holds a key once, so there is nothing to replace among the rows of one insert, and looking for it costs a third
     // of the insert. Merges and FINAL look at rows that come by one insert as at any others.
     ("optimize_on_insert", "0"),
@@ -93,8 +93,8 @@ impl Client {
     }
 
     /// Runs a statement that writes, and says what it wrote.
-    pub async fn run(&self, sql: &str) -> Result<Summary, ClickHouseError> {
-        self.summary(self.request(&[], Bytes::copy_from_slice(sql.as_bytes()))?).await
+    pub async fn run(&self, sql: &str, more: &[(&str, &str)]) -> Result<Summary, ClickHouseError> {
+        self.summary(self.request(more, Bytes::copy_from_slice(sql.as_bytes()))?).await
     }
 
     /// Rows of a query without a FORMAT, each a list of values. Whole numbers above 32 bits and decimals come as text.

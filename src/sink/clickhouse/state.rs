@@ -85,7 +85,7 @@ pub async fn write_checkpoint(
         quote_literal(source)
     );
     let sql = insert_checkpoint(source, checkpoint, identity, epoch, "", &unless);
-    Ok(client.run(&sql).await?.written_rows > 0)
+    Ok(client.run(&sql, &[]).await?.written_rows > 0)
 }
 
 fn insert_checkpoint(

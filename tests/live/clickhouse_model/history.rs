@@ -26,6 +26,11 @@ pub struct Row {
     pub version: u128,
 }
 
+/// What a condition says of a row's number.
+pub fn matches(number: u64) -> bool {
+    !number.is_multiple_of(4)
+}
+
 pub type Table = BTreeMap<Key, Row>;
 
 struct Transaction {
@@ -36,6 +41,8 @@ struct Transaction {
 
 #[derive(Default)]
 pub struct History {
+    /// A condition chooses among rows, see [`matches`].
+    is_filtered: bool,
     transactions: Vec<Transaction>,
     rows: Table,
     counter: u64,
@@ -50,6 +57,10 @@ struct Open<'a> {
 }
 
 impl History {
+    pub fn new(is_filtered: bool) -> History {
+        History { is_filtered, ..History::default() }
+    }
+
     pub fn len(&self) -> usize {
         self.transactions.len()
     }
@@ -195,6 +206,10 @@ impl Open<'_> {
 
     fn update(&mut self, old: Key, key: Key, news: [bool; 2]) -> Vec<u8> {
         let before = self.history.rows.remove(&old).expect("it was looked for");
+        // Of a row that comes to match nobody has what is not sent.
+        let sent: u64 = news.into_iter().map(u64::from).sum();
+        let comes = self.history.is_filtered && !matches(before.number) && matches(self.history.counter + sent + 1);
+        let news = news.map(|is_new| is_new || comes);
         let mut texts = before.texts;
         let mut unsent = [false; 2];
         for (place, text) in texts.iter_mut().enumerate() {
