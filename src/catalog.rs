@@ -189,6 +189,11 @@ pub struct Table {
     pub row_security: bool,
     /// Unlogged or temporary: its changes are never decoded.
     pub unlogged: bool,
+    /// Of a partitioned table; its rows are sent as the root's where that is published.
+    pub is_partition: bool,
+    /// Of a partitioned table: a partition whose replica identity is less than the table's. It decides what is logged of an old
+    /// row, whatever the table's own says; that one is not handed down.
+    pub straying_partition: Option<TableName>,
     /// Planner's estimate of rows; 0 if never analysed.
     pub rows_estimate: u64,
 }

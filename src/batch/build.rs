@@ -9,7 +9,7 @@ use super::fold::Fold;
 use super::terms::{BatchLimits, BuildError, TableCause, Taken, Taking};
 use super::{Batch, BatchEnd, Emptied, RowOp, RowRef};
 use crate::assemble::{AssembleError, Assembler, Begin, Change, Step};
-use crate::catalog::TableName;
+use crate::catalog::{ReplicaIdentity, TableName};
 use crate::checkpoint::{Checkpoint, UnixMicros};
 use crate::frame::{self, FrameError};
 use crate::lsn::Lsn;
@@ -49,6 +49,9 @@ pub struct Builder {
     blocks: Vec<Bytes>,
     block_bytes: usize,
     transactions: Vec<Begin>,
+    /// The last commit before the batch, and the last one.
+    last_commit: Lsn,
+    committed: Lsn,
     commits: u64,
     oldest_commit_ts: Option<UnixMicros>,
     rows: usize,
@@ -90,6 +93,8 @@ impl Builder {
             behind: Duration::ZERO,
             until: Lsn(u64::MAX),
             skipping: false,
+            last_commit: checkpoint.commit_lsn,
+            committed: checkpoint.commit_lsn,
             reached: checkpoint,
             split: false,
             limits,
@@ -234,6 +239,7 @@ impl Builder {
         Batch {
             blocks: std::mem::take(&mut self.blocks),
             transactions,
+            last_commit: std::mem::replace(&mut self.last_commit, self.committed),
             tables: std::mem::take(&mut self.folds).into_iter().map(Fold::finish).collect(),
             end,
             commits: std::mem::take(&mut self.commits),
@@ -262,6 +268,7 @@ impl Builder {
             checkpoint.end_lsn
         );
         self.reached = checkpoint;
+        self.committed = checkpoint.commit_lsn;
         self.commits += 1;
     }
 
@@ -294,6 +301,7 @@ impl Builder {
         ordinal: u64,
         change: &Change<'_>,
     ) -> Result<(), BuildError> {
+        let is_full = self.assembler.relations()[relation].replica_identity == ReplicaIdentity::Full;
         for fed in 0..self.fed[relation].len() {
             let route = self.fed[relation][fed];
             if !self.takes(route) {
@@ -333,6 +341,7 @@ impl Builder {
                     let new = row(new, false, RowOp::Insert);
                     fold.insert(&self.blocks, new)
                 }
+                Change::Update { old: None, .. } if is_full => Err(fold.partition_strays()),
                 Change::Update { old, new } => {
                     let old = old.as_ref().map(|old| row(&old.tuple(), is_key_only(old), RowOp::Update));
                     let new = row(new, false, RowOp::Update);

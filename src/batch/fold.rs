@@ -27,6 +27,12 @@ pub enum KeyMissing {
     /// The table has no key.
     #[error("a change of \"{table}\" does not carry the whole old row: its replica identity is no longer FULL")]
     Row { table: String },
+    /// Of a partition, which has another replica identity than the table.
+    #[error(
+        "an update of \"{table}\" came without the old row, though its replica identity is FULL: a partition has another one; \
+         run `ALTER TABLE … REPLICA IDENTITY FULL` for each partition"
+    )]
+    Partition { table: String },
     /// The source was asked for another form in between: equal keys do not look equal.
     #[error("changes of \"{table}\" carry the row's key as text and in binary form")]
     Forms { table: String },
@@ -346,6 +352,11 @@ impl Fold {
             }
         }
         Ok(())
+    }
+
+    /// What an update without the old row means where all of it is to be sent.
+    pub fn partition_strays(&self) -> KeyMissing {
+        KeyMissing::Partition { table: self.plan.from.to_string() }
     }
 
     fn row_missing(&self) -> KeyMissing {

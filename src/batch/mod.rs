@@ -147,6 +147,8 @@ pub struct Batch {
     pub blocks: Vec<Bytes>,
     /// The source transactions that rows refer to.
     pub transactions: Vec<Begin>,
+    /// Commit of the last transaction before these.
+    pub last_commit: Lsn,
     pub tables: Vec<TableBatch>,
     pub end: BatchEnd,
     /// Source transactions that end in this batch, those without a mapped row included.
@@ -161,6 +163,7 @@ impl Batch {
         Batch {
             blocks: Vec::new(),
             transactions: Vec::new(),
+            last_commit: checkpoint.commit_lsn,
             tables: Vec::new(),
             end: BatchEnd::Commit(checkpoint),
             commits: 0,

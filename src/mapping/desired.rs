@@ -49,6 +49,8 @@ impl DesiredTable {
             foreign_keys: Vec::new(),
             row_security: false,
             unlogged: false,
+            is_partition: false,
+            straying_partition: None,
             rows_estimate: 0,
         }
     }

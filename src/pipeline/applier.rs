@@ -260,6 +260,10 @@ impl Applier {
     async fn session(&mut self, mut session: Session) -> Over {
         loop {
             if let Err(over) = self.dispatch(&mut session).await {
+                // Its checkpoint is what the next session begins from.
+                if let Some(applying) = session.applying.take() {
+                    let _ = applying.await;
+                }
                 return over;
             }
             let look_in = session.looks_in_at(self.link.config.idle_record);

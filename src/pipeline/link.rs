@@ -53,6 +53,16 @@ impl SinkLink {
     }
 }
 
+impl SinkLink {
+    /// Tables that were in the stream and that no mapping means any more.
+    pub fn unmapped<'a>(&'a self, stored: &'a [StoredTable]) -> impl Iterator<Item = &'a StoredTable> {
+        let was_in = |state| matches!(state, TableState::Copying | TableState::Catchup | TableState::Streaming);
+        stored
+            .iter()
+            .filter(move |table| was_in(table.state) && self.plans.iter().all(|plan| plan.target != table.target))
+    }
+}
+
 /// A sink's table states, by plan.
 pub struct SinkTables {
     pub by_plan: Vec<Option<StoredTable>>,

@@ -33,6 +33,16 @@ pub struct Leaf {
 const TABLES: &str = "
 SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, c.relkind::text AS kind,
        c.relreplident::text AS identity, c.relrowsecurity AS row_security, c.relpersistence <> 'p' AS unlogged,
+       c.relispartition AS is_partition,
+       CASE WHEN c.relkind = 'p'
+            THEN (SELECT ARRAY[spaces.nspname, leaf.relname]::text[]
+                  FROM pg_partition_tree(c.oid) AS part
+                  JOIN pg_class AS leaf ON leaf.oid = part.relid
+                  JOIN pg_namespace AS spaces ON spaces.oid = leaf.relnamespace
+                  WHERE part.isleaf AND leaf.relkind = 'r' AND leaf.relreplident NOT IN (c.relreplident, 'f')
+                  ORDER BY 1
+                  LIMIT 1)
+       END AS straying_partition,
        CASE WHEN c.relkind = 'p'
             THEN (SELECT coalesce(sum(greatest(leaf.reltuples, 0)), 0)
                   FROM pg_partition_tree(c.oid) AS part
@@ -256,6 +266,11 @@ fn table(row: &Row) -> Result<Table, SqlError> {
         foreign_keys: Vec::new(),
         row_security: row.try_get("row_security")?,
         unlogged: row.try_get("unlogged")?,
+        is_partition: row.try_get("is_partition")?,
+        straying_partition: match row.try_get::<_, Option<Vec<String>>>("straying_partition")?.as_deref() {
+            Some([schema, name]) => Some(TableName::new(schema, name)),
+            _ => None,
+        },
         rows_estimate: u64::try_from(row.try_get::<_, i64>("rows_estimate")?).unwrap_or(0),
     })
 }

@@ -259,6 +259,22 @@ impl SinkSession {
         }
     }
 
+    /// Takes a table out of the stream that has a state already; what else is known of it stays.
+    pub async fn leave_out(&self, source: &str, target: &TableName, reason: &str) -> Result<(), String> {
+        match self {
+            SinkSession::Postgres(client) => {
+                state::leave_out(client, source, target, reason).await.map_err(|error| describe(&error))
+            }
+            SinkSession::ClickHouse(server) => {
+                clickhouse::leave_out(&server.client, source, target, reason).await.map_err(text)
+            }
+            SinkSession::Kafka(session) => {
+                let quarantined = TableState::Quarantined;
+                session.cluster.write_table(source, target, target, quarantined, Some(reason)).await
+            }
+        }
+    }
+
     /// The session becomes the sink that applies batches.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! Tables that are dropped, renamed or taken out of the log while no daemon runs, with changes before that which no sink has
-//! yet: each sink of each kind is told of, and the others go on.
+//! yet, and tables that are not mapped for a while: each sink of each kind is told of, and the others go on.
 
 use anyhow::{Context, Result, ensure};
 
@@ -51,16 +51,16 @@ struct Stage {
 }
 
 impl Stage {
-    async fn start() -> Result<Stage> {
-        let source = Cluster::start("gone-source", Version::V15, Options::default())?;
-        for table in TABLES {
+    async fn start(name: &str, tables: &[&str]) -> Result<Stage> {
+        let source = Cluster::start(&format!("{name}-source"), Version::V15, Options::default())?;
+        for table in tables {
             let sql = format!("CREATE TABLE {table} (id int PRIMARY KEY, n int); INSERT INTO {table} VALUES (1, 1)");
             source.execute(DATABASE, &sql).await?;
         }
-        let postgres = Cluster::new("gone-pg")?;
+        let postgres = Cluster::new(&format!("{name}-pg"))?;
         postgres.execute(DATABASE, "CREATE SCHEMA mirror").await?;
-        let clickhouse = ClickHouse::start("gone-ch")?;
-        let kafka = Kafka::start("gone-kafka")?;
+        let clickhouse = ClickHouse::start(&format!("{name}-ch"))?;
+        let kafka = Kafka::start(&format!("{name}-kafka"))?;
         let config = format!(
             "[source.src]\nurl = \"{}\"\nheartbeat = \"500ms\"\n\n\
              [sink.pg]\nkind = \"postgres\"\nurl = \"{}\"\nidle_record = \"200ms\"\n\n\
@@ -71,7 +71,7 @@ impl Stage {
             clickhouse.url(""),
             kafka.bootstrap()
         );
-        let home = Home::new("gone", &config, &[("rows.toml", &rows(&TABLES)), ("topics.toml", TOPICS)])?;
+        let home = Home::new(name, &config, &[("rows.toml", &rows(tables)), ("topics.toml", TOPICS)])?;
         home.setup()?;
         Ok(Stage { source, postgres, clickhouse, kafka, home, config })
     }
@@ -178,7 +178,7 @@ impl Stage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn h33_table_that_went_while_no_daemon_ran_is_told_by_every_sink() -> Result<()> {
-    let stage = Stage::start().await?;
+    let stage = Stage::start("gone", &TABLES).await?;
     let mut daemon = stage.home.run()?;
     for table in TABLES {
         stage.wait_held(table, 1, &mut daemon).await?;
@@ -219,4 +219,85 @@ async fn h33_table_that_went_while_no_daemon_ran_is_told_by_every_sink() -> Resu
     stage.wait_held("stays", 4, &mut daemon).await?;
     ensure!(daemon.log().matches(MADE_ANEW).count() == 1, "what was said once is said again");
     daemon.terminate()
+}
+
+/// What changes meanwhile comes nowhere, so a table that is mapped again must not go on as if nothing had been.
+#[tokio::test(flavor = "multi_thread")]
+async fn h33_table_that_was_not_mapped_for_a_while_is_left_out_until_it_is_copied_anew() -> Result<()> {
+    const BOTH: [&str; 2] = ["stays", "leaves"];
+    const WHY: &str = "no mapping means the table any more";
+    let stage = Stage::start("unmapped", &BOTH).await?;
+    let mut daemon = stage.home.run()?;
+    for table in BOTH {
+        stage.wait_held(table, 1, &mut daemon).await?;
+    }
+    daemon.terminate()?;
+    let without = format!("{TOPICS}exclude_tables = \"public.leaves\"\n");
+    stage.home.configure(&stage.config, &[("rows.toml", &rows(&["stays"])), ("topics.toml", &without)])?;
+    let mut daemon = stage.home.run()?;
+    stage.source.execute(DATABASE, "INSERT INTO leaves VALUES (2, 2); INSERT INTO stays VALUES (2, 2)").await?;
+    stage.wait_held("stays", 2, &mut daemon).await?;
+    let log = daemon.log();
+    ensure!(log.matches(WHY).count() == 3, "not said of each sink: {log}");
+    daemon.terminate()?;
+
+    stage.map(&BOTH)?;
+    let mut daemon = stage.home.run()?;
+    stage.source.execute(DATABASE, "INSERT INTO leaves VALUES (3, 3); INSERT INTO stays VALUES (3, 3)").await?;
+    stage.wait_held("stays", 3, &mut daemon).await?;
+    ensure!(stage.held("leaves").await? == [1; 3], "{:?}", stage.held("leaves").await?);
+    for (sink, reason) in ["pg", "ch", "events"].into_iter().zip(stage.reasons("leaves").await?) {
+        for words in [WHY, " up to ", "copied anew"] {
+            ensure!(reason.contains(words), "{sink}: the reason does not say \"{words}\": \"{reason}\"");
+        }
+    }
+    daemon.terminate()?;
+
+    let anew = "TRUNCATE mirror.leaves; DELETE FROM tailwater.table_state WHERE target = 'mirror.leaves'";
+    stage.postgres.execute(DATABASE, anew).await?;
+    let daemon = stage.home.run()?;
+    eventually(SOON, "the table is copied anew", async || {
+        let [of_postgres, ..] = stage.held("leaves").await?;
+        Ok(if of_postgres == 3 { Look::Yes(()) } else { Look::NotYet(format!("{of_postgres} rows")) })
+    })
+    .await?;
+    drop(daemon);
+    Ok(())
+}
+
+/// The server sends the rows of a partition as the root's: a topic of the partition would get its copy and nothing more. What it
+/// logs of an old row is the partition's affair all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn pattern_means_the_root_of_a_partitioned_table_and_not_its_partitions() -> Result<()> {
+    let stage = Stage::start("parted", &["stays"]).await?;
+    let parted = "CREATE TABLE parted (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
+                  CREATE TABLE parted_low PARTITION OF parted FOR VALUES FROM (0) TO (10);
+                  ALTER TABLE parted REPLICA IDENTITY FULL;
+                  INSERT INTO parted VALUES (1, 1)";
+    stage.source.execute(DATABASE, parted).await?;
+    let refused = stage.home.command(&["setup", "--create-targets"])?;
+    let told = "partition \"public.parted_low\" has another replica identity than \"public.parted\"";
+    ensure!(!refused.status.success() && refused.stderr.contains(told), "{}", refused.stderr);
+    stage.source.execute(DATABASE, "ALTER TABLE parted_low REPLICA IDENTITY FULL").await?;
+    stage.home.setup()?;
+    ensure!(partition_count(&stage.kafka, "src.public.parted_low")?.is_none(), "a partition has a topic");
+    let daemon = stage.home.run()?;
+    stage.source.execute(DATABASE, "INSERT INTO parted VALUES (2, 2)").await?;
+    eventually(SOON, "the root's topic has the copy and the change", async || {
+        let told = read_committed(&stage.kafka, "src.public.parted")?.len();
+        Ok(if told == 2 { Look::Yes(()) } else { Look::NotYet(format!("{told} messages")) })
+    })
+    .await?;
+    // A partition that is made later has an identity of its own again.
+    let later = "CREATE TABLE parted_high PARTITION OF parted FOR VALUES FROM (10) TO (20);
+                 INSERT INTO parted VALUES (11, 1); UPDATE parted SET n = 2 WHERE id = 11";
+    stage.source.execute(DATABASE, later).await?;
+    eventually(SOON, "the table is left out, and why", async || {
+        let log = daemon.log();
+        let is_told = log.contains("a partition has another one");
+        Ok(if is_told { Look::Yes(()) } else { Look::NotYet("nothing of the kind".to_owned()) })
+    })
+    .await?;
+    drop(daemon);
+    Ok(())
 }

@@ -194,6 +194,8 @@ fn check_boundaries(stage: &Stage, truth: &[Told]) -> Result<()> {
 fn check_events(stage: &Stage, truth: &[Told]) -> Result<()> {
     let mut found: BTreeMap<(String, u64), (String, String, u64)> = BTreeMap::new();
     let order: BTreeMap<&str, usize> = truth.iter().enumerate().map(|(at, told)| (told.xid.as_str(), at)).collect();
+    // In the order of the stream, not of batches of seven rows; the same throughout a transaction.
+    let mut last_commits: BTreeMap<usize, String> = BTreeMap::new();
     for table in TABLES {
         let mut last = (0, 0);
         for (record, event) in stage.events(table)? {
@@ -211,6 +213,9 @@ fn check_events(stage: &Stage, truth: &[Told]) -> Result<()> {
                 ensure!(last < at, "{table}: {event} comes too late");
                 last = at;
             }
+            let sequence: Vec<String> = serde_json::from_str(text(&event["source"]["sequence"]))?;
+            let known = last_commits.entry(at.0).or_insert_with(|| sequence[0].clone());
+            ensure!(*known == sequence[0], "{event}: the last commit before its transaction was {known}");
             if event["op"] == "t" {
                 ensure!(record.key.is_none() && record.partition == 0, "{record:?}");
                 ensure!(event["before"].is_null() && event["after"].is_null(), "{event}");
@@ -220,6 +225,8 @@ fn check_events(stage: &Stage, truth: &[Told]) -> Result<()> {
             ensure!(twice.is_none(), "{event} and {twice:?} have one place");
         }
     }
+    let positions: Vec<u64> = last_commits.values().map(|lsn| lsn.parse()).collect::<Result<_, _>>()?;
+    ensure!(positions.is_sorted(), "the last commits go back: {positions:?}");
     let mut expected = BTreeMap::new();
     for told in truth {
         let mut in_tables: BTreeMap<&str, u64> = BTreeMap::new();

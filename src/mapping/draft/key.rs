@@ -105,6 +105,18 @@ impl<'a> Drafting<'a> {
             self.report(self.mapping.from.span.clone(), finding.hint(hint));
             return;
         }
+        if let Some(partition) = &table.straying_partition {
+            let (name, identity) = (partition.quoted(), table.replica_identity);
+            let message = format!("partition \"{partition}\" has another replica identity than \"{}\"", table.name);
+            let finding = Finding::error("no-replica-identity", message).label("old rows of its would lack values");
+            let hint = match identity {
+                ReplicaIdentity::Default => format!("run `ALTER TABLE {name} REPLICA IDENTITY DEFAULT` at the source."),
+                ReplicaIdentity::Full | ReplicaIdentity::Index | ReplicaIdentity::Nothing => format!(
+                    "run `ALTER TABLE {name} REPLICA IDENTITY FULL` at the source, and so for each partition made later."
+                ),
+            };
+            self.report(self.mapping.from.span.clone(), finding.hint(hint));
+        }
         for position in &draft.key {
             let column = &draft.columns[*position];
             if let DraftFrom::Meta(meta) = column.from

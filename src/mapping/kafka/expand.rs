@@ -111,10 +111,12 @@ fn path(table: &Table, column: &str) -> String {
     format!("{}.{column}", table.name)
 }
 
-/// What a pattern catches beside tables that can be followed is left out; a plain name is taken at its word.
+/// What a pattern catches beside tables that can be followed is left out, and so are partitions, whose rows are sent as their
+/// root's; a plain name is taken at its word.
 fn is_meant(topic: &TopicMapping, table: &Table) -> bool {
     let name = table.name.to_string();
-    let can_be_followed = matches!(table.kind, TableKind::Table | TableKind::Partitioned) && !table.unlogged;
+    let can_be_followed =
+        matches!(table.kind, TableKind::Table | TableKind::Partitioned) && !table.unlogged && !table.is_partition;
     let is_named =
         |pattern: &At<super::Pattern>| pattern.value.matches(&name) && (pattern.value.is_plain() || can_be_followed);
     topic.tables.iter().any(is_named) && !topic.exclude_tables.iter().any(|pattern| pattern.value.matches(&name))

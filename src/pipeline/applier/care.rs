@@ -9,6 +9,7 @@ use crate::config::OnError;
 use crate::lsn::Lsn;
 use crate::pipeline::End;
 use crate::pipeline::drift::{COPY_ANEW, COPY_INTO_TOPIC_ANEW, Drift};
+use crate::sink::any::SinkAddress;
 use crate::sink::state::TableState;
 use crate::sink::{ApplyError, TEXT_FORM};
 use crate::telemetry::handles::Stage;
@@ -31,6 +32,12 @@ impl Applier {
             ApplyError::Transient { message } => {
                 self.observed.error(Stage::Apply, "transient", &self.link.name, &message);
                 warn!(sink = %self.link.name, error = %message, "batch not applied, will be tried again");
+                Err(Over::Again { wait: true })
+            }
+            // The checkpoint is not where it was: by another daemon, or by a batch of ours whose connection broke while the server
+            // still worked on it. The next session reads whose it is, and ends if it is not ours.
+            ApplyError::Fenced { .. } if matches!(self.link.address, SinkAddress::Postgres(_)) => {
+                info!(sink = %self.link.name, "the checkpoint has moved, looking again");
                 Err(Over::Again { wait: true })
             }
             ApplyError::Fenced { .. } => Err(Over::End(End::fenced(&self.link.name))),

@@ -27,7 +27,7 @@ use crate::postgres::connect::connect;
 use crate::retry::Backoff;
 use crate::sink::Durable;
 use crate::sink::any::{Said, SinkAddress, SinkSession};
-use crate::sink::state::StoredCheckpoint;
+use crate::sink::state::{StoredCheckpoint, StoredTable};
 use crate::source::history::read_history;
 use crate::source::probe::{SourceProbe, probe};
 use crate::telemetry::handles::Stage;
@@ -156,6 +156,7 @@ impl Source {
             // Whoever was fenced may have brought a table since.
             let tables = view.session.read_tables(&self.name).await;
             let tables = tables.map_err(|message| Stuck::Wait(Stage::Connect, message))?;
+            self.leave_out_unmapped(link, &view.session, &tables, durable.checkpoint().end_lsn).await?;
             let (tables, session) = (SinkTables::new(link, tables), view.session.taken_over());
             sinks.push(TakenSink { index, epoch, durable, tables, session });
         }
@@ -166,6 +167,35 @@ impl Source {
         }
         let unread = unread.iter().map(|sink| Unread::new(sink, started.confirmed)).collect();
         Ok(Taken { connection: started.connection, at: started.at, identity, sinks, unread, lost })
+    }
+
+    /// What changes from here on in a table that nobody maps comes nowhere. Should it be mapped again, it must not go on as if
+    /// nothing had been.
+    async fn leave_out_unmapped(
+        &self,
+        link: &SinkLink,
+        session: &SinkSession,
+        tables: &[StoredTable],
+        at: Lsn,
+    ) -> Result<(), Stuck> {
+        let anew = match link.address {
+            SinkAddress::Postgres(_) | SinkAddress::ClickHouse(..) => {
+                "empty the target, delete its row from tailwater.table_state"
+            }
+            SinkAddress::Kafka(_) => {
+                "write a message without a value under the table's key to the sink's state topic, as the manual shows,"
+            }
+        };
+        for table in link.unmapped(tables) {
+            let reason = format!(
+                "no mapping means the table any more; it has its changes up to {at}, and none that came later; to have it again, \
+                 {anew} and map it: it is copied anew"
+            );
+            warn!(source = %self.name, sink = %link.name, table = %table.target, reason = %reason, "table is left out");
+            let written = session.leave_out(&self.name, &table.target, &reason).await;
+            written.map_err(|message| Stuck::Wait(Stage::Connect, message))?;
+        }
+        Ok(())
     }
 
     /// Reads all sinks, and has nothing in them left undecided.

@@ -215,10 +215,25 @@ pub async fn write_reason(
     target: &TableName,
     reason: &str,
 ) -> Result<(), ClickHouseError> {
+    explain(client, source, target, "state", reason).await
+}
+
+/// Takes a table out of the stream; what else is known of it stays.
+pub async fn leave_out(client: &Client, source: &str, target: &TableName, reason: &str) -> Result<(), ClickHouseError> {
+    explain(client, source, target, "'quarantined'", reason).await
+}
+
+async fn explain(
+    client: &Client,
+    source: &str,
+    target: &TableName,
+    state: &str,
+    reason: &str,
+) -> Result<(), ClickHouseError> {
     let target = name_text(target);
     let sql = format!(
         "INSERT INTO tailwater.table_state (source, target, origin, state, lsn, until, joined, rows, was_empty, reason, epoch, \
-         updated_at, version) SELECT source, target, origin, state, lsn, until, joined, rows, was_empty, {}, epoch, \
+         updated_at, version) SELECT source, target, origin, {state}, lsn, until, joined, rows, was_empty, {}, epoch, \
          now64(6, 'UTC'), version + 1 FROM tailwater.table_state FINAL WHERE {}",
         quote_literal(reason),
         key_of(source, &target)

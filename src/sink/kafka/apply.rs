@@ -73,7 +73,7 @@ impl KafkaSink {
         let transaction = place.transaction as usize;
         let begin = &batch.transactions[transaction];
         let before = transaction.checked_sub(1).map(|before| batch.transactions[before].commit_lsn);
-        let last_commit = before.unwrap_or(self.checkpoint.commit_lsn);
+        let last_commit = before.unwrap_or(batch.last_commit);
         let lsn = place.lsn.unwrap_or(begin.commit_lsn);
         // What a table catches up with after its copy is of transactions whose end was told before.
         let is_told = begin.commit_lsn >= self.checkpoint.end_lsn;

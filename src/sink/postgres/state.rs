@@ -208,6 +208,18 @@ pub async fn write_table(
     Ok(())
 }
 
+/// Takes a table out of the stream; what else is known of it stays.
+pub async fn leave_out(
+    client: &Client,
+    source: &str,
+    target: &TableName,
+    reason: &str,
+) -> Result<(), tokio_postgres::Error> {
+    let sql = "UPDATE tailwater.table_state SET state = 'quarantined', reason = $3, updated_at = now() \
+               WHERE source = $1 AND target = $2";
+    client.execute(sql, &[&source, &name_text(target), &reason]).await.map(drop)
+}
+
 /// Notes that a table holds what the source has, at the checkpoint.
 pub async fn write_streaming(client: &Client, source: &str, target: &TableName) -> Result<(), tokio_postgres::Error> {
     client

@@ -55,6 +55,19 @@ error: column \"titel\" does not exist in \"public.course\"
 }
 
 #[test]
+fn a_partition_that_logs_less_than_its_root_says_is_named() {
+    let straying_partition = Some(tailwater::catalog::TableName::new("public", "course_1999"));
+    let root = Table { kind: TableKind::Partitioned, straying_partition, ..course() };
+    for (root, hint) in [
+        (full(root.clone()), "ALTER TABLE \"public\".\"course_1999\" REPLICA IDENTITY FULL"),
+        (root, "ALTER TABLE \"public\".\"course_1999\" REPLICA IDENTITY DEFAULT"),
+    ] {
+        let told = "partition \"public.course_1999\" has another replica identity than \"public.course\"";
+        check("columns = { id = \"id\" }", &live(vec![root], vec![target()]), &[told, hint]);
+    }
+}
+
+#[test]
 fn every_misfit_has_its_finding() {
     let live = live(vec![course()], vec![target()]);
     let cases: &[(&str, &[&str])] = &[

@@ -96,6 +96,8 @@ fn table(name: &str, columns: &[&str], key: &[&str]) -> Table {
         foreign_keys: Vec::new(),
         row_security: false,
         unlogged: false,
+        is_partition: false,
+        straying_partition: None,
         rows_estimate: 0,
     }
 }
