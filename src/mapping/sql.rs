@@ -55,11 +55,21 @@ pub(super) fn names(text: &str) -> Result<Vec<Word>, SqlError> {
         let is_part = matches!(before, Some(Token::Symbol("." | "::"))) || matches!(after, Some(Token::Symbol(".")));
         let is_function = matches!(after, Some(Token::Symbol("(")));
         let is_keyword = !word.quoted && is_listed(RESERVED, &word.name);
-        if !(behind_as || is_part || is_function || is_keyword) {
+        let is_of_row = is_part && is_behind_row(tokens.get(..index).unwrap_or_default());
+        if is_of_row && !is_function || !(behind_as || is_part || is_function || is_keyword) {
             names.push(word.clone());
         }
     }
     Ok(names)
+}
+
+/// What the row is called in the statements of a sink of Postgres: an expression may say so.
+pub(super) const ROW: &str = "s";
+
+/// What precedes is the row's name and a dot.
+fn is_behind_row(tokens: &[Token<'_>]) -> bool {
+    let [before @ .., Token::Name(row), Token::Symbol(".")] = tokens else { return false };
+    row.name == ROW && !matches!(before.last(), Some(Token::Symbol("." | "::")))
 }
 
 fn tokens(text: &str) -> Result<Vec<Token<'_>>, SqlError> {
@@ -216,14 +226,15 @@ mod tests {
 
     #[test]
     fn columns_are_found_and_nothing_else() {
-        let cases: [(&str, &[&str]); 14] = [
+        let cases: [(&str, &[&str]); 15] = [
             ("coalesce(is_demo_enroll, false)", &["is_demo_enroll"]),
             ("Title || ' by ' || \"Author\"", &["title", "Author"]),
             ("'title' || e'it\\'s title' || E'\\\\' || x'ff'", &[]),
             ("$$title$$ || $x$ title $$ $x$ || a", &["a"]),
             ("a -- title\n + b /* c /* d */ e */ + f", &["a", "b", "f"]),
             ("a::title + cast(b as text)", &["a", "b"]),
-            ("s.title + (t).u", &["t"]),
+            ("t.title + (t).u", &["t"]),
+            ("left(s.title, 3) || s.\"Author\" || s.f(a) || x.s.b", &["title", "Author", "a"]),
             ("case when a then 1 else b end", &["a", "b"]),
             ("\"we\"\"ird\"", &["we\"ird"]),
             ("\"select\"", &["select"]),

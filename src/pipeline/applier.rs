@@ -8,7 +8,7 @@ mod care;
 mod catchup;
 mod gather;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,8 @@ pub struct Applier {
     /// Plans that follow the stream. The copy and the sink's memory may both tell of a table, and what it catches up with
     /// must not come twice.
     joined: BTreeSet<usize>,
+    /// What plans that wait to join still need of the journal, also while there is no session.
+    waiting: BTreeMap<usize, Hold>,
     /// The least position that the sink ever reported in this run.
     reported: Lsn,
 }
@@ -149,6 +151,7 @@ impl Applier {
             merging: Vec::new(),
             takes_text: false,
             joined: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             reported: Lsn::ZERO,
         }
     }
@@ -299,7 +302,10 @@ impl Applier {
                         Err(error) => return error.into(),
                     }
                 }
-                Some(tables) = self.tables.recv(), if !stopping => session.queue.push_back(tables),
+                Some(tables) = self.tables.recv(), if !stopping => {
+                    tables.plans.iter().for_each(|&plan| self.keep(plan, tables.lsn));
+                    session.queue.push_back(tables);
+                }
                 // Looked at in `dispatch`.
                 () = tokio::time::sleep_until(gathers_until.into()), if session.is_gathering() => {}
                 () = tokio::time::sleep_until(look_in.into()), if session.applying.is_none() && !stopping => {

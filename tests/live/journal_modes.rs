@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use tailwater::lsn::Lsn;
 
 use crate::support::cluster::{Cluster, Options, Stop};
-use crate::support::daemon::{Daemon, checkpoint, flushed};
+use crate::support::daemon::{Daemon, Home, checkpoint, flushed};
 use crate::support::mirror::{Mirror, Recipe};
 use crate::support::pair::{DATABASE, SLOT, SOON};
 use crate::support::postgres::Version;
@@ -179,6 +179,62 @@ async fn full_journal_leaves_the_rest_to_the_slot() -> Result<()> {
     mirror.sink.resume()?;
     mirror.assert_equal("the journal was full").await?;
     wait_state(&mirror.daemon, "streaming").await
+}
+
+/// A table whose copy ends when the journal is full, inside a transaction: it joins all the same, and makes room by it.
+#[tokio::test]
+async fn full_journal_keeps_no_copied_table_from_joining() -> Result<()> {
+    const BOTH: [&str; 2] = ["entries", "late"];
+    let (source, sink) = (Cluster::new("joining-source")?, Cluster::new("joining-sink")?);
+    source
+        .execute(
+            DATABASE,
+            &format!("{TABLES}; CREATE TABLE late AS TABLE entries; ALTER TABLE late ADD PRIMARY KEY (id)"),
+        )
+        .await?;
+    sink.execute(DATABASE, "CREATE SCHEMA mirror").await?;
+    let config = Home::pair_config(&source, &sink, DATABASE).replace(HEARTBEAT, SMALL_JOURNAL);
+    ensure!(config.contains(SMALL_JOURNAL), "the journal is not small");
+    let table = |table: &&str| format!("\n[table.\"mirror.{table}\"]\nfrom = \"public.{table}\"\ncolumns = \"*\"\n");
+    let mapping = format!("source = \"src\"\nsink = \"dst\"\n{}", BOTH.iter().map(table).collect::<String>());
+    let home = Home::new("joining", &config, &[("mapping.toml", &mapping)])?;
+    home.setup()?;
+    let held = sink.connect(DATABASE).await?;
+    let gate = "CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS
+                    'BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END';
+                CREATE TRIGGER gate BEFORE INSERT ON mirror.late EXECUTE FUNCTION gate();
+                SELECT pg_advisory_lock(7)";
+    held.batch_execute(gate).await?;
+    let mut daemon = home.run()?;
+    eventually(SOON, "the copy waits", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        let waits: i64 = held.query_one(sql, &[]).await?.get(0);
+        Ok(if waits > 0 { Look::Yes(()) } else { Look::NotYet("it does not".to_owned()) })
+    })
+    .await?;
+    // Each larger than what is left of a segment, so that the last one is cut.
+    let noise = "(SELECT string_agg(md5((i * j)::text || random()), '') FROM generate_series(1, 30) j)";
+    for number in 1..=5 {
+        let first = 10_000 * number;
+        let sql = format!(
+            "INSERT INTO entries SELECT i, {noise}, 0 FROM generate_series({first}, {first} + 2000) i;
+             UPDATE late SET n = {number}"
+        );
+        source.execute(DATABASE, &sql).await?;
+    }
+    wait_state(&daemon, "paused_by_journal").await?;
+    // Longer than whole transactions wait for another's rest.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    held.batch_execute("SELECT pg_advisory_unlock(7)").await?;
+    daemon.wait_caught_up(&source.connect(DATABASE).await?, &held, SOON).await?;
+    for table in BOTH {
+        let sum = "SELECT count(*)::text || ' ' || sum(n) || ' ' || sum(length(filler))";
+        let of_source: String =
+            source.connect(DATABASE).await?.query_one(&format!("{sum} FROM {table}"), &[]).await?.get(0);
+        let of_sink: String = held.query_one(&format!("{sum} FROM mirror.{table}"), &[]).await?.get(0);
+        ensure!(of_sink == of_source, "{table}: {of_sink}, not {of_source}");
+    }
+    daemon.terminate()
 }
 
 #[tokio::test]

@@ -291,6 +291,12 @@ impl<'a> Drafting<'a> {
 
     /// A bare word may be a keyword or a type; it is mentioned only where it looks like a column's name.
     fn unknown_word(&mut self, word: &Word, span: Range<usize>, what: &str) {
+        if word.name == sql::ROW {
+            let message = format!("{what} reads \"{}\", which is the row as a whole", word.name);
+            let finding = Finding::error("unknown-column", message).label("not all of it may have been sent");
+            self.report(span, finding.hint("name the columns that it reads."));
+            return;
+        }
         let names = self.table.columns.iter().map(|column| column.name.as_str());
         let hint = did_you_mean(&word.name, names);
         let message = format!("{what} reads \"{}\", which is no column of \"{}\"", word.name, self.table.name);

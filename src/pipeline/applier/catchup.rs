@@ -19,6 +19,9 @@ impl Applier {
         for (plan_index, stored) in tables.by_plan.iter().enumerate() {
             let Some(stored) = stored else { continue };
             self.observed.table_state(plan_index, stored.state);
+            if stored.state != TableState::Catchup {
+                self.waiting.remove(&plan_index);
+            }
             match stored.state {
                 TableState::Streaming => {
                     self.joined.insert(plan_index);
@@ -30,6 +33,7 @@ impl Applier {
                 TableState::Catchup => {
                     let hold = self.shared.journal.hold("catch up");
                     hold.set(stored.lsn);
+                    self.keep(plan_index, stored.lsn);
                     let (lsn, until) = (stored.lsn, stored.until);
                     session.queue.push_back(Tables { plans: vec![plan_index], lsn, until, hold });
                 }
@@ -77,9 +81,17 @@ impl Applier {
         self.settle(session).await
     }
 
+    /// Until the table has joined, whatever becomes of the session that is to bring it there.
+    pub(super) fn keep(&mut self, plan_index: usize, from: Lsn) {
+        let hold = self.shared.journal.hold("catch up");
+        hold.set(from);
+        self.waiting.insert(plan_index, hold);
+    }
+
     /// The table takes changes from the stream; it is whole once the checkpoint reaches `until`.
     fn follow(&mut self, session: &mut Session, plan_index: usize, lsn: Lsn, until: Lsn) {
         self.joined.insert(plan_index);
+        self.waiting.remove(&plan_index);
         session.builder.set_taking(plan_index, Taking::From(lsn));
         session.builder.set_trust(plan_index, false);
         session.settling.push((plan_index, until));

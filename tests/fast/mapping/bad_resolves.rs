@@ -76,6 +76,10 @@ fn every_misfit_has_its_finding() {
             &["\"tite\" does not exist in target \"dwh.d\"", "did you mean \"title\"?"],
         ),
         (
+            "columns = { id = \"id\", title = { sql = \"to_jsonb(s) ->> 'title'\" } }",
+            &["reads \"s\", which is the row as a whole", "name the columns"],
+        ),
+        (
             "columns = \"*\"",
             &["\"body\" does not exist in target", "`rename` or `exclude` it", "generated and left out"],
         ),
