@@ -302,10 +302,7 @@ impl Applier {
                         Err(error) => return error.into(),
                     }
                 }
-                Some(tables) = self.tables.recv(), if !stopping => {
-                    tables.plans.iter().for_each(|&plan| self.keep(plan, tables.lsn));
-                    session.queue.push_back(tables);
-                }
+                Some(tables) = self.tables.recv(), if !stopping => self.await_boundary(&mut session, tables),
                 // Looked at in `dispatch`.
                 () = tokio::time::sleep_until(gathers_until.into()), if session.is_gathering() => {}
                 () = tokio::time::sleep_until(look_in.into()), if session.applying.is_none() && !stopping => {

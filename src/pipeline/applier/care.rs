@@ -165,13 +165,16 @@ impl Applier {
     }
 
     /// Whole transactions that wait in one batch with the front of another, whose rest does not come, are applied without
-    /// it. At a full journal the rest cannot come before they are, nor before tables have joined that still need the journal,
-    /// for which the session has to stand at a boundary.
+    /// it. At a full journal the rest cannot come before they are, nor before tables have joined that still need the journal: for
+    /// that a session has to stand at a boundary, as it does where it begins.
     pub(super) fn part_from_unfinished(&mut self, session: &Session) -> Result<(), Over> {
-        let whole = session.builder.reached().end_lsn;
+        let is_silent = session.heard_at.elapsed() >= STALL;
         let is_full = self.shared.stream.is_full();
-        let wait = whole > session.sent.end_lsn || is_full && !session.queue.is_empty();
-        let waits = wait && session.heard_at.elapsed() >= STALL;
+        if is_silent && is_full && !session.queue.is_empty() {
+            return Err(Over::Again { wait: false });
+        }
+        let whole = session.builder.reached().end_lsn;
+        let waits = whole > session.sent.end_lsn && is_silent;
         // The front of a large transaction is in the sink already, and only a full journal is worth doing it again.
         let in_sink = !session.touches.is_empty();
         if !waits || self.care != Care::Fast || (in_sink && !is_full) {

@@ -81,6 +81,12 @@ impl Applier {
         self.settle(session).await
     }
 
+    /// Copied tables join where the session comes to a boundary next.
+    pub(super) fn await_boundary(&mut self, session: &mut Session, tables: Tables) {
+        tables.plans.iter().for_each(|&plan| self.keep(plan, tables.lsn));
+        session.queue.push_back(tables);
+    }
+
     /// Until the table has joined, whatever becomes of the session that is to bring it there.
     pub(super) fn keep(&mut self, plan_index: usize, from: Lsn) {
         let hold = self.shared.journal.hold("catch up");
